@@ -1,0 +1,13 @@
+"""KD-FixMatch on Ray: image classifiers from few labels and many unlabeled images.
+
+    import kdfm_ray as kdfm
+    run = kdfm.train("digits")
+    run.report["test_accuracy"]
+"""
+
+from kdfm_ray.api import Run, load, train
+from kdfm_ray.config import Config
+from kdfm_ray.types import UserError
+
+__all__ = ["Config", "Run", "UserError", "load", "train"]
+__version__ = "0.1.0"

@@ -1,0 +1,218 @@
+"""What ``import kdfm_ray`` offers: train, load, and a finished run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdfm_ray.config import Config, default_values, parse_config
+from kdfm_ray.types import Event, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from kdfm_ray.models.backbone import Network
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: the run folder.
+        report: the content of its ``report.json``.
+    """
+
+    path: Path
+    report: dict[str, Any]
+
+    def network(self) -> Network:
+        """The inner EMA network, in eval mode, on the CPU."""
+        from kdfm_ray.models.backbone import load_network
+
+        return load_network(self.path)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; position = class number."""
+        return self.report["data"]["classes"]
+
+    def predict_probs(self, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
+        """Class probabilities, float32 ``[n, K]``, of images uint8 ``[n, H, W, C]``.
+
+        Raises:
+            ValueError: the images have another size or number of channels than in training.
+        """
+        import numpy as np
+        import torch
+
+        from kdfm_ray.train.batches import ImageSource
+        from kdfm_ray.train.evaluate import predict
+
+        expected = tuple(self.report["data"]["image_shape"])
+        if images.dtype != np.uint8 or images.shape[1:] != expected:
+            raise ValueError(
+                f"predict takes uint8 images [n, {', '.join(map(str, expected))}], got "
+                f"{images.dtype} {list(images.shape)}: resize them as in training"
+            )
+        source = ImageSource(images, torch.device("cpu"))
+        index = np.arange(len(images))
+        probs, _ = predict(
+            self.network(), source, index, batch_size=batch_size, precision="fp32"
+        )
+        return probs.numpy()
+
+
+def train(
+    preset: str | None = None,
+    *,
+    labeled: str | Path | None = None,
+    unlabeled: str | Path | None = None,
+    test: str | Path | None = None,
+    model: str | None = None,
+    out: str | Path | None = None,
+    store: str | None = None,
+    seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    config: Config | None = None,
+    progress: bool = True,
+    verbose: bool = False,
+) -> Run:
+    """Train the outer network, find the trusted labels, train the inner network.
+
+    Args:
+        preset: a name of ``kdfm presets``, or ``path/to/file.py:function``.
+        labeled: folder with one subfolder of images per class, instead of a preset's data.
+        unlabeled: folder of images without labels, any depth.
+        test: folder like ``labeled``; without it the verdict is on validation.
+        model: timm backbone or ``wrn_*``.
+        out: run folder.
+        store: folder or URI of artefacts.
+        seed: of everything random.
+        settings: any other config field by its dotted name, as ``{"train.steps": 500}``.
+        config: a whole config, instead of a preset; the arguments above still override it.
+        progress: show the live view and the table at the end.
+        verbose: let Ray's own logs through.
+
+    Raises:
+        UserError: a mistake in the config or the data; the text says what to do.
+    """
+    values = base_values(preset, config)
+    given: dict[str, Any] = dict(settings or {})
+    named = {
+        "data.labeled": labeled,
+        "data.unlabeled": unlabeled,
+        "data.test": test,
+        "model.name": model,
+        "out": out,
+        "store": store,
+        "seed": seed,
+    }
+    given |= {name: value for name, value in named.items() if value is not None}
+    if labeled is not None:
+        given.setdefault("data.name", None)
+    for name, value in given.items():
+        _set(values, name, value)
+    name = preset_name(preset) if preset else "run"
+    checked = parse_config(values, find_problems(values))
+    return run_config(checked, name=name, progress=progress, verbose=verbose)
+
+
+def run_config(
+    config: Config, *, name: str, progress: bool = True, verbose: bool = False
+) -> Run:
+    """Run a config and leave a run folder; ``name`` is for the folder where none is given."""
+    from rich.console import Console
+
+    from kdfm_ray.pipeline import run
+    from kdfm_ray.report.data import SHOWN, make_report
+    from kdfm_ray.report.live import LiveView
+    from kdfm_ray.report.run_folder import RunFolder, default_path
+    from kdfm_ray.report.table import print_report
+
+    path = config.out.expanduser() if config.out else default_path(name, config)
+    folder = RunFolder(path, config)
+    console = Console(highlight=False, quiet=not progress)
+
+    def emit(event: Event) -> None:
+        if event.get("stage") == "data" and event.get("state") == "done":
+            folder.open()  # the data are good: from here on there is something to keep
+        folder.log(event)
+        view(event)
+
+    with LiveView(console) as view:
+        finished = run(config, emit, verbose=verbose)
+    for role in SHOWN:
+        if role in finished.artifacts:
+            metrics = (finished.artifacts[role].path / "metrics.jsonl").read_text()
+            folder.complete(role, [json.loads(line) for line in metrics.splitlines()])
+    report = make_report(finished)
+    folder.finish(finished.artifacts, report)
+    print_report(report, console, str(path))
+    return Run(path, report)
+
+
+def load(path: str | Path) -> Run:
+    """Open the folder of a finished run.
+
+    Raises:
+        UserError: there is no finished run in it.
+    """
+    report = Path(path) / "report.json"
+    if not report.is_file():
+        raise UserError(f"no finished run in {path}: {report} is missing; give a run folder")
+    return Run(Path(path), json.loads(report.read_text()))
+
+
+def base_values(preset: str | None, config: Config | None) -> dict[str, Any]:
+    """The nested values that flags and arguments then override."""
+    if preset is not None and config is not None:
+        raise UserError("give a preset or a config, not both")
+    if preset is not None:
+        from experiments import find_preset
+
+        config = find_preset(preset)()
+    return default_values() if config is None else config.model_dump(mode="json")
+
+
+def preset_name(preset: str) -> str:
+    """A name for folders: the preset's, or its function's."""
+    return preset.rpartition(":")[2]
+
+
+def find_problems(values: Mapping[str, Any]) -> list[str]:
+    """Names, folders and files in ``values`` that do not exist: found without images or Ray."""
+    from kdfm_ray.data import catalog
+    from kdfm_ray.models import backbone
+
+    problems = []
+    data, model = values.get("data") or {}, values.get("model") or {}
+    checks = [(catalog.check_name, data.get("name")), (backbone.check_name, model.get("name"))]
+    for check, name in checks:
+        try:
+            if name is not None:
+                check(name)
+        except (UserError, ValueError) as error:
+            problems.append(str(error))
+    for name in ("labeled", "unlabeled", "test"):
+        path = data.get(name)
+        if path is not None and not Path(path).expanduser().is_dir():
+            problems.append(f"data.{name} = {path}: no such folder; give an existing folder")
+    pretrained = model.get("pretrained", "no")
+    if pretrained not in ("no", "yes") and not Path(pretrained).expanduser().is_file():
+        problems.append(
+            f"model.pretrained = {pretrained}: no such file; give no, yes, or a file of weights"
+        )
+    return problems
+
+
+def _set(values: dict[str, Any], name: str, value: Any) -> None:
+    *sections, field = name.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"{name}: no such config field; {section} has no parts")
+    values[field] = str(value) if isinstance(value, Path) else value

@@ -1,0 +1,332 @@
+"""Weak and strong views of a batch: uint8 in, uint8 out, on the device where the images are.
+
+Shapes: n images, c channels (1 = gray, 3 = RGB), h x w pixels, k operations per image.
+
+    weak   = flip, then shift with reflected borders
+    strong = weak, then RandAugment (arXiv 1909.13719), then Cutout (arXiv 1708.04552)
+
+as in FixMatch (arXiv 2001.07685, section 2.3 and the appendix' table of transformations). A view is
+a function of images and parameters only. Parameters are drawn with numpy for the whole global batch
+and then sliced, so the number of workers changes no view.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from kdfm_ray.augment import geometry, pointwise
+
+
+class Range(NamedTuple):
+    """Magnitudes are uniform in [low, high]; ``whole``: whole numbers, both ends included."""
+
+    low: float
+    high: float
+    whole: bool = False
+
+
+OPS: dict[str, Range] = {
+    "autocontrast": Range(0, 0),  # no magnitude
+    "brightness": Range(0.05, 0.95),  # 0 = black, 1 = as it is
+    "color": Range(0.05, 0.95),  # 0 = gray, 1 = as it is
+    "contrast": Range(0.05, 0.95),  # 0 = flat, 1 = as it is
+    "equalize": Range(0, 0),  # no magnitude
+    "identity": Range(0, 0),  # no magnitude
+    "posterize": Range(4, 8, whole=True),  # bits kept
+    "rotate": Range(-30, 30),  # degrees
+    "sharpness": Range(0.05, 0.95),  # 0 = blurred, 1 = as it is
+    "shear_x": Range(-0.3, 0.3),  # pixels per pixel
+    "shear_y": Range(-0.3, 0.3),  # pixels per pixel
+    "solarize": Range(0, 1),  # values from this fraction of 256 on are inverted
+    "translate_x": Range(-0.3, 0.3),  # fraction of the width
+    "translate_y": Range(-0.3, 0.3),  # fraction of the height
+    "invert": Range(0, 0),  # in RandAugment's list, not in FixMatch's
+}
+FIXMATCH_OPS = tuple(name for name in OPS if name != "invert")
+SHIFT = 0.125  # longest shift, fraction of the side: 4 of 32 pixels
+CUTOUT = 0.5  # longest side of the box, fraction of the image's shorter side
+PROB = 0.5  # that a drawn operation is applied; not in the paper, but in its authors' code
+
+NAMES = tuple(OPS)
+_IDENTITY = NAMES.index("identity")
+_IS_AFFINE = np.array([name in geometry.AFFINE for name in NAMES])
+_LOOKS = np.array([name in {**pointwise.IMAGE_TABLES, **pointwise.MIXERS} for name in NAMES])
+
+Images = UInt8[Tensor, "n c h w"]
+
+
+class WeakParams(NamedTuple):
+    """What a weak view does to each image.
+
+    Attributes:
+        dx, dy: int64 ``[n]``, pixels by which the window moves right and down.
+        flip: bool ``[n]``, mirrored left to right before the shift.
+    """
+
+    dx: np.ndarray
+    dy: np.ndarray
+    flip: np.ndarray
+
+
+class StrongParams(NamedTuple):
+    """What a strong view does to each image.
+
+    Attributes:
+        weak: the weak view that comes first.
+        op: int64 ``[n, k]``, positions in ``NAMES``.
+        magnitude: float32 ``[n, k]``, in the operation's unit.
+        apply: bool ``[n, k]``, whether the operation is carried out.
+        cutout_y, cutout_x, cutout_side: int64 ``[n]``, the box as in ``geometry.cut_out_``.
+        cutout_apply: bool ``[n]``, whether the box is painted.
+    """
+
+    weak: WeakParams
+    op: np.ndarray
+    magnitude: np.ndarray
+    apply: np.ndarray
+    cutout_y: np.ndarray
+    cutout_x: np.ndarray
+    cutout_side: np.ndarray
+    cutout_apply: np.ndarray
+
+
+Params = TypeVar("Params", WeakParams, StrongParams)
+
+
+def draw_weak(
+    rng: np.random.Generator, n: int, *, size: tuple[int, int], shift: float = SHIFT, flip: bool
+) -> WeakParams:
+    """Random weak views of n images; always takes 3 n numbers from ``rng``.
+
+    Args:
+        rng: source of the random numbers.
+        n: images in the global batch.
+        size: (h, w).
+        shift: longest shift as a fraction of the side, rounded down to pixels; all whole shifts
+            up to it are equally likely.
+        flip: whether half of the images are mirrored.
+    """
+    if not 0 <= shift < 1:
+        raise ValueError(f"shift = {shift} must be a fraction of the side: 0 <= shift < 1")
+    down, across = (int(shift * side) for side in size)
+    u = rng.random((3, n))
+    return WeakParams(
+        dx=_whole(u[0], -across, across), dy=_whole(u[1], -down, down), flip=(u[2] < 0.5) & flip
+    )
+
+
+def draw_strong(
+    rng: np.random.Generator,
+    n: int,
+    *,
+    size: tuple[int, int],
+    shift: float = SHIFT,
+    flip: bool,
+    num_ops: int = 2,
+    prob: float = PROB,
+    cutout: float = CUTOUT,
+    cutout_prob: float = 1.0,
+    ops: tuple[str, ...] = FIXMATCH_OPS,
+) -> StrongParams:
+    """Random strong views of n images; always takes (7 + 3 num_ops) n numbers from ``rng``.
+
+    Args:
+        rng, n, size, shift, flip: as for ``draw_weak``.
+        num_ops: operations per image, drawn independently (the same one may come twice).
+        prob: probability that a drawn operation is applied.
+        cutout: longest side of the box as a fraction of the image's shorter side, rounded down to
+            pixels; all whole sides from 0 up to it are equally likely, and so is any pixel as
+            the center.
+        cutout_prob: probability that the box is painted.
+        ops: names from ``OPS`` to draw from.
+    """
+    _check(num_ops, {"prob": prob, "cutout": cutout, "cutout_prob": cutout_prob}, ops)
+    weak = draw_weak(rng, n, size=size, shift=shift, flip=flip)
+    which, strength, chance = rng.random((3, n, num_ops))
+    u = rng.random((4, n))
+    op = np.array([NAMES.index(name) for name in ops])[_whole(which, 0, len(ops) - 1)]
+    low, high, whole = np.array(list(OPS.values())).T[:, op]
+    magnitude = np.where(whole, _whole(strength, low, high), low + strength * (high - low))
+    return StrongParams(
+        weak=weak,
+        op=op,
+        magnitude=magnitude.astype(np.float32),
+        apply=chance < prob,
+        cutout_y=_whole(u[0], 0, size[0] - 1),
+        cutout_x=_whole(u[1], 0, size[1] - 1),
+        cutout_side=_whole(u[2], 0, int(cutout * min(size))),
+        cutout_apply=u[3] < cutout_prob,
+    )
+
+
+def take(params: Params, which: slice | np.ndarray) -> Params:
+    """The parameters of some of the images: a slice, a bool mask ``[n]``, or positions."""
+    if isinstance(params, WeakParams):
+        return WeakParams(*(part[which] for part in params))
+    weak, *rest = params
+    return StrongParams(take(weak, which), *(part[which] for part in rest))
+
+
+def weak_view(images: Images, params: WeakParams) -> Images:
+    """Flipped and shifted images."""
+    return geometry.resample(images, _weak_index(images, params))
+
+
+def strong_view(images: Images, params: StrongParams) -> Images:
+    """Weak view, then each image's operations in their order, then the cutout box.
+
+    Geometric and color operations take turns in phases, geometry in the even ones, phase 0 with the
+    weak view. Neighboring operations of a kind share a phase, where they are fused; no operation
+    overtakes another.
+    """
+    assert images.shape[1] in (1, 3), f"{images.shape[1]} channels"
+    assert len(params.op) == len(images), (params.op.shape, images.shape)
+    op = np.where(params.apply, params.op, _IDENTITY)
+    phase = _phases(op)
+    index = _weak_index(images, params.weak)
+    _fuse_(
+        index,
+        np.where(phase == 0, op, _IDENTITY),
+        params.magnitude,
+        (images.shape[2], images.shape[3]),
+    )
+    views = geometry.resample(images, index)
+    for now in range(1, phase.max(initial=0) + 1):
+        here = np.where(phase == now, op, _IDENTITY)
+        if now % 2:
+            _recolor_(views, here, params.magnitude)
+        else:
+            _move_(views, here, params.magnitude)
+    y, x, side = params.cutout_y, params.cutout_x, params.cutout_side * params.cutout_apply
+    return geometry.cut_out_(views, *(_on(views, a) for a in (y, x, side)))
+
+
+def apply_op(images: Images, name: str, magnitude: float) -> Images:
+    """One operation on every image: to look at what it does, and to test it."""
+    if name not in OPS:
+        raise ValueError(f"unknown operation {name!r}; known: {', '.join(OPS)}")
+    views = images.clone(memory_format=torch.contiguous_format)
+    op = np.full((len(images), 1), NAMES.index(name))
+    carry_out = _move_ if name in geometry.AFFINE else _recolor_
+    carry_out(views, op, np.full(op.shape, magnitude, dtype=np.float32))
+    return views
+
+
+def _phases(op: np.ndarray) -> np.ndarray:
+    """The phase of each of the operations [n, k]; an identity shares that of its predecessor."""
+    phase = np.zeros_like(op)
+    now = np.zeros(len(op), dtype=op.dtype)
+    for slot in range(op.shape[1]):
+        color = ~_IS_AFFINE[op[:, slot]]
+        now = now + ((now % 2 != color) & (op[:, slot] != _IDENTITY))
+        phase[:, slot] = now
+    return phase
+
+
+def _fuse_(index: Tensor, op: np.ndarray, magnitude: np.ndarray, size: tuple[int, int]) -> None:
+    """Add the geometric ones among the operations [n, k] to the index, in place."""
+    for slot in range(op.shape[1]):
+        rows = np.flatnonzero(_IS_AFFINE[op[:, slot]])
+        if len(rows) == 0:
+            continue
+        names = [NAMES[code] for code in op[rows, slot]]
+        matrices = geometry.affine_matrices(names, magnitude[rows, slot], size)
+        then = geometry.affine_index(matrices, size, index.device)
+        where = _on(index, rows)
+        _put_(index, where, geometry.compose(index.index_select(0, where), then, size))
+
+
+def _move_(images: Tensor, op: np.ndarray, magnitude: np.ndarray) -> None:
+    """Carry out the geometric ones among the operations [n, k], in place."""
+    rows = np.flatnonzero(_IS_AFFINE[op].any(axis=1))
+    size = (images.shape[2], images.shape[3])
+    index = geometry.identity_index(len(rows), size, images.device)
+    _fuse_(index, op[rows], magnitude[rows], size)
+    where = _on(images, rows)
+    _put_(images, where, geometry.resample(images.index_select(0, where), index))
+
+
+def _recolor_(images: Tensor, op: np.ndarray, magnitude: np.ndarray) -> None:
+    """Carry out the color operations [n, k], in place; tables wait until pixels must be seen."""
+    n, c = images.shape[:2]
+    tables = pointwise.identity_tables(n, c, images.device)
+    waiting = np.zeros(n, dtype=bool)
+    for slot in range(op.shape[1]):
+        looks = waiting & _LOOKS[op[:, slot]]
+        _look_up_(images, tables, looks)
+        waiting &= ~looks
+        tabled: list[np.ndarray] = []
+        then: list[Tensor] = []
+        for code in np.unique(op[:, slot]):
+            name, rows = NAMES[code], np.flatnonzero(op[:, slot] == code)
+            where, strength = _on(images, rows), _on(images, magnitude[rows, slot])
+            if name in pointwise.MIXERS:
+                mixed = pointwise.MIXERS[name](images.index_select(0, where), strength)
+                _put_(images, where, mixed)
+            elif name in pointwise.VALUE_TABLES:
+                tabled.append(rows)
+                then.append(pointwise.VALUE_TABLES[name](strength).expand(-1, c, -1))
+            elif name in pointwise.IMAGE_TABLES:
+                tabled.append(rows)
+                seen = images.index_select(0, where)
+                then.append(pointwise.IMAGE_TABLES[name](seen, strength))
+        if tabled:
+            where = _on(images, np.concatenate(tabled))
+            first = tables.index_select(0, where)
+            _put_(tables, where, pointwise.compose(first, torch.cat(then)))
+            waiting[np.concatenate(tabled)] = True
+    _look_up_(images, tables, waiting)
+
+
+def _look_up_(images: Tensor, tables: Tensor, mask: np.ndarray) -> None:
+    """Apply the tables of the images that pass the mask [n], in place, and clear these tables."""
+    if mask.any():
+        where = _on(images, np.flatnonzero(mask))
+        chosen = tables.index_select(0, where)
+        _put_(images, where, pointwise.look_up(images.index_select(0, where), chosen))
+        _put_(tables, where, pointwise.identity_tables(len(where), tables.shape[1], tables.device))
+
+
+def _put_(target: Tensor, where: Tensor, rows: Tensor) -> None:
+    """``target[where] = rows`` in place, in words of eight bytes where they fit.
+
+    ``index_copy_`` takes as long for a byte as for a word, and rows of bytes were a quarter of
+    the time of a view.
+    """
+    assert target.is_contiguous()
+    target, rows = target.flatten(1), rows.flatten(1)
+    if target.shape[1] * target.element_size() % 8 == 0:
+        target, rows = target.view(torch.int64), rows.view(torch.int64)
+    target.index_copy_(0, where, rows)
+
+
+def _weak_index(images: Tensor, params: WeakParams) -> Tensor:
+    assert len(params.dx) == len(images), (len(params.dx), len(images))
+    dx, dy, flip = (_on(images, part) for part in params)
+    return geometry.weak_index(dx, dy, flip, (images.shape[2], images.shape[3]))
+
+
+def _on(images: Tensor, values: np.ndarray) -> Tensor:
+    """A copy (sliced parameters may be read-only) on the images' device."""
+    return torch.tensor(values, device=images.device)
+
+
+def _whole(u: np.ndarray, low: int | np.ndarray, high: int | np.ndarray) -> np.ndarray:
+    """Uniform numbers in [0, 1) to whole numbers in [low, high], both included, as int64."""
+    return (low + np.floor(u * (high - low + 1))).astype(np.int64)
+
+
+def _check(num_ops: int, fractions: dict[str, float], ops: tuple[str, ...]) -> None:
+    if num_ops < 0:
+        raise ValueError(f"num_ops = {num_ops} must be 0 or more")
+    for name, value in fractions.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} = {value} must be between 0 and 1")
+    unknown = [name for name in ops if name not in OPS]
+    if unknown or not ops:
+        raise ValueError(f"unknown operations {unknown} in {ops}; choose from {', '.join(OPS)}")

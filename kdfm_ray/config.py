@@ -1,0 +1,319 @@
+"""Every choice of a run, in frozen models that refuse unknown keys.
+
+Which values are the papers' and which are ours is said in the README. "global" means over all
+workers together. Counts of images are images before augmentation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kdfm_ray.types import UserError
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, no unknown keys, every field described."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the images come from and how they are split."""
+
+    name: str | None = Field(None, description="named data set (see `kdfm presets`), or give folders")
+    labeled: Path | None = Field(None, description="folder with one subfolder of images per class")
+    unlabeled: Path | None = Field(None, description="folder of images without labels, any depth")
+    test: Path | None = Field(None, description="folder of test images, one subfolder per class")
+    root: Path = Field(
+        Path("~/.cache/kdfm_ray/data"),
+        description="where named data sets are, or are downloaded to",
+    )
+    num_labels: int | None = Field(
+        None, ge=1, description="labeled images to draw, class-balanced; none: all that have a label"
+    )
+    num_val: int | None = Field(
+        None,
+        ge=0,
+        description="validation images, taken out of training first; none: 10 %, at most 5,000",
+    )
+    split_seed: int | None = Field(
+        None, ge=0, description="seed of the split; none: the same as `seed`"
+    )
+    image_size: int | None = Field(
+        None, ge=8, le=1024, description="pixels a side; none: the data set's own, 64 for folders"
+    )
+    flip: Literal["auto", "yes", "no"] = Field(
+        "auto", description="horizontal flips in the weak view; auto: as the data set says"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        folders = {"labeled": self.labeled, "unlabeled": self.unlabeled, "test": self.test}
+        given = [f"data.{name}" for name, path in folders.items() if path is not None]
+        if self.name is not None and given:
+            raise ValueError(f"give data.name or folders, not both (got data.name and {given})")
+        if self.name is None and self.labeled is None:
+            raise ValueError("no data: give data.name (a named data set) or data.labeled (a folder)")
+        return self
+
+
+class ModelConfig(Section):
+    """The student neural network, the same for the outer and the inner one."""
+
+    name: str = Field("efficientnet_b0", description="any timm backbone, or wrn_{10,16,28}_2, wrn_28_8")
+    pretrained: str = Field(
+        "no", description="no, yes (timm's own weights), or a .safetensors / .pth file"
+    )
+    norm: Literal["batch", "group"] = Field(
+        "batch", description="normalization of the wrn_* networks; others keep their own"
+    )
+    drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout before the classifier")
+
+
+class TrainConfig(Section):
+    """One SNN's training; outer, inner and labeled-only alike."""
+
+    steps: int = Field(2000, ge=1, description="optimizer updates of each SNN")
+    batch_size: int = Field(32, ge=1, description="labeled images per update (B), global")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum")
+    learning_rate: float = Field(0.03, gt=0, description="peak; decays as cos(7 pi t / 16 T)")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(5e-4, ge=0, description="not on norms and biases")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="lr factor per layer from the top; none: the same everywhere"
+    )
+    warmup_steps: int = Field(0, ge=0, description="updates of linear lr warm-up")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the averaged weights and buffers")
+    ema_warmup: bool = Field(True, description="start the average short and lengthen it")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 on GPUs that have it, else fp32; softmax is always fp32"
+    )
+    memory_format: Literal["channels_last", "contiguous"] = Field(
+        "channels_last", description="memory layout of weights and images"
+    )
+    norm_sync: Literal["local", "global"] = Field(
+        "local", description="batch-norm statistics of a worker, or of all (SyncBatchNorm, GPUs only)"
+    )
+    eval_every: int = Field(500, ge=1, description="updates between validations of the EMA network")
+    log_every: int = Field(20, ge=1, description="updates that one line of metrics covers")
+
+
+class FixMatchConfig(Section):
+    """FixMatch's own numbers (arXiv 2001.07685)."""
+
+    mu: int = Field(7, ge=1, description="unlabeled images per labeled one in an update")
+    tau: float = Field(0.95, ge=0, le=1, description="confidence from which a pseudo label counts")
+    lambda_u: float = Field(1.0, ge=0, description="weight of the unlabeled loss")
+
+
+class AugmentConfig(Section):
+    """Weak view: shift and flip. Strong view: that, RandAugment, Cutout."""
+
+    shift: float = Field(0.125, ge=0, le=0.5, description="largest shift, share of the side")
+    num_ops: int = Field(2, ge=0, le=8, description="RandAugment operations per strong view")
+    op_prob: float = Field(0.5, ge=0, le=1, description="probability that a drawn operation is done")
+    cutout: float = Field(0.5, ge=0, le=1, description="largest cutout square, share of the side")
+
+
+class LabelConfig(Section):
+    """The pass that labels every unlabeled image."""
+
+    batch_size: int = Field(1024, ge=1, description="images per forward pass of a labelling actor")
+    num_actors: int | None = Field(None, ge=1, description="none: as many as training workers")
+
+
+class SelectConfig(Section):
+    """The trusted subset: confidence, then clusters that agree."""
+
+    tau_select: float = Field(0.80, ge=0, le=1, description="confidence an image needs")
+    clusterer: Literal[
+        "dec", "idec", "kmeans", "gmm", "spectral", "dbscan", "hdbscan", "none"
+    ] = Field("dec", description="none: confidence alone")
+    num_clusters: int | None = Field(None, ge=1, description="none: the number of classes")
+    labeled_weight: float = Field(
+        5.0, ge=0, description="votes of a labeled image when clusters are matched to classes"
+    )
+    sample_size: int = Field(
+        200_000, ge=100, description="fit the clusterer on at most so many images, assign the rest"
+    )
+    latent_dim: int = Field(10, ge=1, description="DEC: size of the autoencoder's code")
+    hidden_dims: tuple[int, ...] = Field((256, 128), description="DEC: widths of the encoder")
+    pretrain_epochs: int = Field(20, ge=1, description="DEC: epochs of reconstruction")
+    update_interval: int = Field(140, ge=1, description="DEC: updates between targets")
+    batch_size: int = Field(256, ge=1, description="DEC: embeddings per update")
+    max_iter: int = Field(4000, ge=1, description="DEC: updates at most")
+    tol: float = Field(0.001, ge=0, lt=1, description="DEC: stop below this share of changes")
+    learning_rate: float = Field(1e-3, gt=0, description="DEC: of the joint phase")
+    gamma: float = Field(0.1, ge=0, description="IDEC: weight of the reconstruction")
+    kmeans_restarts: int = Field(10, ge=1, description="k-means: best of so many starts")
+
+
+class InnerConfig(Section):
+    """The inner network: where its trusted labels and its own meet, and its unlabeled loss."""
+
+    tau_inner: float = Field(
+        0.95, ge=0, le=1, description="confidence from which its own label replaces the trusted one"
+    )
+    loss: Literal["ce", "sce", "gce"] = Field("ce", description="unlabeled loss")
+    sce_alpha: float = Field(1.0, ge=0, description="sce: weight of the cross-entropy")
+    sce_beta: float = Field(0.1, ge=0, description="sce: weight of the reverse cross-entropy")
+    gce_q: float = Field(0.7, gt=0, le=1, description="gce: 1 is mean absolute error, towards 0 ce")
+    init: Literal["auto", "scratch", "pretrained", "outer"] = Field(
+        "auto", description="starting weights; auto: pretrained where model.pretrained has any"
+    )
+
+
+class ScaleConfig(Section):
+    """How many processes, on what; changes the speed, not the method."""
+
+    num_workers: int = Field(1, ge=0, description="training workers; 0: in this process, to debug")
+    use_gpu: Literal["auto", "yes", "no"] = Field("auto", description="auto: where there is one")
+    cpus_per_worker: int | None = Field(
+        None, ge=1, description="none: the cluster's CPUs shared out evenly"
+    )
+
+
+# What does not change the result, and so is in no key and no hash.
+NOT_IN_HASH = {
+    "out": True,
+    "store": True,
+    "scale": True,
+    "data": {"root"},
+    "label": {"num_actors"},
+}
+
+
+class Config(Section):
+    """A whole run."""
+
+    seed: int = Field(0, ge=0, description="of everything random but the split")
+    out: Path | None = Field(None, description="run folder; none: runs/NAME-HASH")
+    store: str | None = Field(
+        None, description="artefacts: folder or URI; none: $KDFM_STORE or ~/.cache/kdfm_ray/store"
+    )
+    baseline: bool = Field(True, description="also train on the labeled images alone")
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    fixmatch: FixMatchConfig = FixMatchConfig()
+    augment: AugmentConfig = AugmentConfig()
+    label: LabelConfig = LabelConfig()
+    select: SelectConfig = SelectConfig()
+    inner: InnerConfig = InnerConfig()
+    scale: ScaleConfig = ScaleConfig()
+
+    @field_validator("out")
+    @classmethod
+    def _out_is_a_folder(cls, out: Path | None) -> Path | None:
+        if out is not None and out.expanduser().is_file():
+            raise ValueError(f"{out} is a file; give a folder for the run")
+        return out
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        problems = []
+        if self.scale.num_workers > self.train.batch_size:
+            problems.append(
+                f"scale.num_workers = {self.scale.num_workers} is more than the "
+                f"{self.train.batch_size} labeled images of a global batch: give at most as many "
+                "workers as train.batch_size, or raise it"
+            )
+        if self.inner.init == "pretrained" and self.model.pretrained == "no":
+            problems.append(
+                "inner.init = pretrained needs weights: set model.pretrained to yes or to a file"
+            )
+        if self.train.norm_sync == "global" and self.scale.use_gpu == "no":
+            problems.append(
+                "train.norm_sync = global is torch's SyncBatchNorm, which runs on GPUs only: "
+                "use local, or scale.use_gpu yes"
+            )
+        if self.train.warmup_steps >= self.train.steps and self.train.warmup_steps > 0:
+            problems.append(
+                f"train.warmup_steps = {self.train.warmup_steps} must be below train.steps = "
+                f"{self.train.steps}"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def split_seed(self) -> int:
+        """The seed of the split, which follows ``seed`` unless it is set."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
+
+    def hash(self) -> str:
+        """Content hash (16 hex digits) of everything that changes the result."""
+        return content_hash(self.model_dump(mode="json", exclude=NOT_IN_HASH))
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML; ``from_yaml`` reads it back equal."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Config:
+        """Read a saved configuration; raises ``UserError`` with all mistakes."""
+        try:
+            values = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"cannot read the configuration {path}: {error}") from error
+        return parse_config(values)
+
+
+def content_hash(value: Any) -> str:
+    """16 hex digits of the SHA-256 of ``value`` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def parse_config(values: Any, extra_problems: list[str] | None = None) -> Config:
+    """Validate ``values`` (nested dict); raises one ``UserError`` that lists every mistake."""
+    problems = list(extra_problems or [])
+    config = None
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        problems += [_describe(item) for item in error.errors()]
+    if problems or config is None:
+        count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise UserError(f"the configuration has {count}:\n{lines}")
+    return config
+
+
+def default_values() -> dict[str, Any]:
+    """Nested values of a config in which nothing is set yet, not even the data."""
+    values = Config(data=DataConfig(name="none")).model_dump(mode="json")
+    values["data"]["name"] = None
+    return values
+
+
+def _describe(item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{name}: {message}" if name and not message.startswith("give ") else message
+    if item["type"] == "extra_forbidden":
+        return f"{name}: unknown; {known_fields(item['loc'])}"
+    given = item["input"]
+    return f"{name} = {given!r}: {message[0].lower()}{message[1:]}"
+
+
+def known_fields(loc: tuple[Any, ...]) -> str:
+    """Name the fields that stand beside ``loc``, closest match first where there is one."""
+    import difflib
+
+    model: Any = Config
+    for part in loc[:-1]:
+        model = model.model_fields[part].annotation
+    fields = sorted(model.model_fields)
+    close = difflib.get_close_matches(str(loc[-1]), fields, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}allowed: {', '.join(fields)}"

@@ -1,0 +1,175 @@
+"""From files (or arrays of another size) to uint8 arrays of one size, on all cores.
+
+Legend: N images, S pixels a side, C channels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image
+
+from kdfm_ray.types import Emit, UserError
+
+MOST_NAMED = 10  # files that an error message names
+_CHUNK = 32  # images that a thread takes at a time
+# Pillow lists these endings, but they are vector graphics, films, grids of floats or mere stubs.
+_NOT_PHOTOS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+_UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Endings of image files that Pillow reads here, lower case, with the dot."""
+    Image.init()
+    readable = set(Image.OPEN) - _NOT_PHOTOS
+    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in readable)
+
+
+def decode(path: Path, size: int) -> UInt8[np.ndarray, "s s 3"]:
+    """One image file as uint8 RGB ``[S, S, 3]``: shorter side to S, then the center square.
+
+    The camera's rotation (EXIF) is undone. Transparency is laid on white. Grey becomes three equal
+    channels; 16-bit grey keeps its upper 8 bits, without stretching. CMYK is converted without a
+    color profile. Of an animation the first frame counts. Resizing is bilinear and antialiased.
+    """
+    with Image.open(path) as file:
+        # JPEG can be decoded at 1/2, 1/4 or 1/8: the smallest that is at least twice our size.
+        file.draft("RGB", (2 * size, 2 * size))
+        square = _square(_to_rgb(file), size)
+        turn = _UPRIGHT.get(_orientation(file))
+    return np.asarray(square if turn is None else square.transpose(turn))
+
+
+def decode_files(
+    paths: Sequence[Path], size: int, emit: Emit | None = None
+) -> UInt8[np.ndarray, "n s s 3"]:
+    """Decode image files with ``decode``, in order.
+
+    Args:
+        paths: N image files.
+        size: S, pixels a side.
+        emit: told of the progress: ``{"stage": "data", "phase": "decode", "step": n, "total": N}``.
+
+    Raises:
+        UserError: files that cannot be read; all are found first, ten are named with the reason.
+    """
+    images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+    broken: dict[int, str] = {}
+    suffixes()  # registers Pillow's plugins before threads ask for them
+
+    def work(i: int) -> None:
+        try:
+            images[i] = decode(paths[i], size)
+        except Exception as error:  # Pillow raises a dozen kinds; each is told to the user
+            broken[i] = f"\n  {paths[i]}: {_reason(error)}"
+
+    _for_each(len(paths), work, "decode", emit)
+    if broken:
+        lines = [broken[i] for i in sorted(broken)]
+        more = f"\n  and {len(lines) - MOST_NAMED} more" if len(lines) > MOST_NAMED else ""
+        raise UserError(
+            f"{len(lines)} of {len(paths)} images cannot be read:"
+            f"{''.join(lines[:MOST_NAMED])}{more}\nMend them or take them away, then run again."
+        )
+    return images
+
+
+def resize(
+    images: UInt8[np.ndarray, "n h w c"], size: int, emit: Emit | None = None
+) -> UInt8[np.ndarray, "n s s c"]:
+    """Square-cropped and resized copies of ``[N, H, W, C]``, C = 1 or 3; contiguous.
+
+    Args:
+        images: N images; any memory layout.
+        size: S, pixels a side.
+        emit: told of the progress, with the phase ``resize``.
+    """
+    n, height, width, channels = images.shape
+    if (height, width) == (size, size):
+        return np.ascontiguousarray(images)
+    out = np.empty((n, size, size, channels), dtype=np.uint8)
+
+    def work(i: int) -> None:
+        pixels = np.ascontiguousarray(images[i, :, :, 0] if channels == 1 else images[i])
+        out[i] = np.asarray(_square(Image.fromarray(pixels), size)).reshape(size, size, channels)
+
+    _for_each(n, work, "resize", emit)
+    return out
+
+
+def _for_each(n: int, work: Callable[[int], None], phase: str, emit: Emit | None) -> None:
+    """``work(i)`` for 0..n-1 in threads (Pillow lets go of the interpreter lock)."""
+
+    def chunk(start: int) -> int:
+        end = min(start + _CHUNK, n)
+        for i in range(start, end):
+            work(i)
+        return end
+
+    told = 0
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for done in pool.map(chunk, range(0, n, _CHUNK)):
+            if emit is not None and (done == n or done - told >= n / 100):
+                emit({"stage": "data", "phase": phase, "step": done, "total": n})
+                told = done
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    """Shorter side to ``size``, then the center square, in one resampling.
+
+    The box picks the square; the filter still sees the pixels around it, so this equals resizing
+    the whole picture and cropping then, without the rounding of the longer side.
+    """
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def _to_rgb(file: Image.Image) -> Image.Image:
+    if file.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+    if file.mode.startswith("I"):  # 16 bits, which Pillow sometimes calls 32
+        wide = np.asarray(file).astype(np.int64).clip(0, 65535)
+        return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
+    if file.has_transparency_data:
+        above = file.convert("RGBA")
+        white = Image.new("RGBA", above.size, "white")
+        return Image.alpha_composite(white, above).convert("RGB")
+    return file.convert("RGB")
+
+
+def _orientation(file: Image.Image) -> int:
+    try:
+        return file.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a broken EXIF block; viewers show such a picture as it is stored, so do we
+        return 1
+
+
+def _reason(error: Exception) -> str:
+    """One short line; the path already stands before it."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file (a broken link?)"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image, or of a kind that Pillow does not know"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{error}" or type(error).__name__

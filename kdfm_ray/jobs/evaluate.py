@@ -1,0 +1,80 @@
+"""The test set, read once, at the end, by the final EMA networks."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from kdfm_ray.config import Precision
+from kdfm_ray.jobs.prepare import Prepared, load_images
+from kdfm_ray.jobs.session import Session
+from kdfm_ray.models.backbone import load_network
+from kdfm_ray.store import Store
+from kdfm_ray.train.batches import ImageSource
+from kdfm_ray.train.evaluate import count_correct
+from kdfm_ray.types import Emit
+
+
+def evaluate(
+    session: Session,
+    store: Store,
+    prepared: Prepared,
+    networks: dict[str, str],
+    key: str,
+    *,
+    precision: Precision,
+    batch_size: int,
+) -> None:
+    """Test accuracy (fraction) of each network (role -> key); ``None`` without a test set."""
+    session.call(
+        _evaluate,
+        store.root,
+        prepared.dataset.key,
+        networks,
+        key,
+        precision,
+        batch_size,
+        session.use_gpu,
+        session.emit,
+        gpu=True,
+    )
+
+
+def _evaluate(
+    store_root: str,
+    dataset_key: str,
+    networks: dict[str, str],
+    key: str,
+    precision: Precision,
+    batch_size: int,
+    use_gpu: bool,
+    emit: Emit,
+) -> None:
+    store, started = Store(store_root), time.perf_counter()
+    dataset = store.find("dataset", dataset_key)
+    assert dataset is not None
+    test = load_images(dataset, "test")
+    device = torch.device("cuda" if use_gpu else "cpu")
+    accuracy: dict[str, float | None] = {}
+    for number, (role, network_key) in enumerate(networks.items()):
+        artifact = store.find(role, network_key)
+        assert artifact is not None
+        if test is None:
+            accuracy[role] = None
+            continue
+        network = load_network(artifact.path).to(device, memory_format=torch.channels_last)
+        correct = count_correct(
+            network,
+            ImageSource(test.images, device),
+            np.arange(len(test)),
+            test.labels,
+            batch_size=batch_size,
+            precision=precision,
+        )
+        accuracy[role] = correct / len(test)
+        emit({"stage": "evaluate", "step": number + 1, "total": len(networks)})
+    with store.writing("evaluation", key) as draft:
+        seconds = time.perf_counter() - started
+        draft.write_record({"test_accuracy": accuracy, "seconds": seconds})

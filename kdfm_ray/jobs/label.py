@@ -1,0 +1,239 @@
+"""Pseudo labels: one pass of the outer EMA network over every unlabeled image, as a Ray Data job.
+
+An artefact holds Parquet files with one row per unlabeled image:
+
+    index         int64            position in the split's ``unlabeled_index``
+    pseudo_label  int64            most likely class
+    confidence    float32          its probability
+    probs         list<float32>    K probabilities
+    embedding     list<float32>    D pooled features
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from kdfm_ray.config import Precision
+from kdfm_ray.data.split import Split
+from kdfm_ray.jobs.prepare import Prepared, load_images
+from kdfm_ray.jobs.session import Session, quiet_libraries
+from kdfm_ray.models.backbone import load_network
+from kdfm_ray.store import Store
+from kdfm_ray.train.batches import ImageSource
+from kdfm_ray.train.evaluate import predict
+from kdfm_ray.types import Emit
+
+PARTS = "parts"  # folder of the Parquet files in the artefact
+SHARD_IMAGES = 16_384  # at most in one file
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """All rows of a labelling artefact, by ``index``.
+
+    Attributes:
+        probs: float32 ``[n, K]``.
+        embeddings: float32 ``[n, D]``.
+    """
+
+    probs: np.ndarray
+    embeddings: np.ndarray
+
+
+@dataclass(frozen=True)
+class LabelTask:
+    """What a labelling actor needs to know to find the rest in the store."""
+
+    store: str
+    folder: str
+    outer: str
+    dataset: str
+    split: str
+    precision: Precision
+    batch_size: int
+    use_gpu: bool
+    threads: int
+
+
+def label(
+    session: Session,
+    store: Store,
+    prepared: Prepared,
+    outer: str,
+    key: str,
+    *,
+    precision: Precision,
+    batch_size: int,
+    num_actors: int | None,
+) -> None:
+    """Label every unlabeled image once, with the network under key ``outer``."""
+    started = time.perf_counter()
+    count = prepared.facts["num_unlabeled"]
+    actors = num_actors or max(1, session.scale.num_workers)
+    shards = _shards(count, batch_size, actors)
+    with store.writing("labels", key) as draft:
+        if not store.remote:
+            (draft.path / PARTS).mkdir()
+        task = LabelTask(
+            store=store.root,
+            folder=f"{draft.url}/{PARTS}",
+            outer=outer,
+            dataset=prepared.dataset.key,
+            split=prepared.split.key,
+            precision=precision,
+            batch_size=batch_size,
+            use_gpu=session.use_gpu,
+            threads=session.cpus_per_worker,
+        )
+        if session.in_process:
+            labeler = Labeler(task, session.emit)
+            for shard in shards:
+                labeler({name: np.array([bound]) for name, bound in shard.items()})
+        else:
+            _label_by_job(task, shards, session, actors)
+        seconds = time.perf_counter() - started
+        draft.write_record({"count": count, "seconds": seconds, "precision": precision})
+    _check_complete(store, key, count)
+
+
+class Labeler:
+    """The actor: loads the network once, then turns shards of indices into Parquet files."""
+
+    def __init__(self, task: LabelTask, emit: Emit) -> None:
+        """Read the network and map the images."""
+        torch.set_num_threads(task.threads)
+        store = Store(task.store)
+        outer = store.find("outer", task.outer)
+        dataset = store.find("dataset", task.dataset)
+        split = store.find("split", task.split)
+        assert outer is not None
+        assert dataset is not None
+        assert split is not None
+        device = torch.device("cuda" if task.use_gpu else "cpu")
+        self._network = load_network(outer.path).to(device, memory_format=torch.channels_last)
+        images = load_images(dataset, "train")
+        assert images is not None
+        self._source = ImageSource(images.images, device)
+        self._position = Split.load(split.path / "split.npz").unlabeled_index
+        self._task, self._emit = task, emit
+
+    def __call__(self, shards: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Label the images of some shards (``start`` and ``stop`` int64 ``[s]``).
+
+        A shard done twice, because an actor died, writes the same file again.
+        """
+        for start, stop in zip(shards["start"], shards["stop"], strict=True):
+            rows = self.rows(np.arange(start, stop, dtype=np.int64))
+            with fsspec.open(f"{self._task.folder}/part-{start:012d}.parquet", "wb") as file:
+                pq.write_table(rows, file)
+            advance = int(stop - start)
+            self._emit({"stage": "label", "advance": advance, "total": len(self._position)})
+        return shards
+
+    def rows(self, index: np.ndarray) -> pa.Table:
+        """The rows of images at ``index`` (int64 ``[n]``)."""
+        probs, embeddings = predict(
+            self._network,
+            self._source,
+            self._position[index],
+            batch_size=self._task.batch_size,
+            precision=self._task.precision,
+        )
+        confidence, pseudo_label = probs.max(dim=1)
+        columns = {
+            "index": pa.array(index),
+            "pseudo_label": pa.array(pseudo_label.numpy()),
+            "confidence": pa.array(confidence.numpy()),
+            "probs": _lists(probs.numpy()),
+            "embedding": _lists(embeddings.numpy()),
+        }
+        return pa.table(columns)
+
+
+def _label_by_job(
+    task: LabelTask, shards: list[dict[str, int]], session: Session, actors: int
+) -> None:
+    import ray.data
+
+    quiet_libraries(session)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # the live view has its own
+    context.max_errored_blocks = 0  # a lost block would be lost labels
+    # Actors write their files themselves: nothing but shard bounds passes through Ray, and no
+    # other task competes with actors that hold all CPUs.
+    resources = {"num_gpus": 1} if session.use_gpu else {"num_cpus": session.cpus_per_worker}
+    done = (
+        ray.data.from_items(shards, override_num_blocks=len(shards))
+        .map_batches(
+            Labeler,
+            fn_constructor_args=(task, session.emit),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(actors, len(shards))),
+            **resources,
+        )
+        .take_all()
+    )
+    assert len(done) == len(shards), (len(done), len(shards))
+
+
+def _shards(count: int, batch_size: int, actors: int) -> list[dict[str, int]]:
+    """Bounds of shards: several for each actor, none smaller than a batch where it can be."""
+    size = max(batch_size, min(SHARD_IMAGES, -(-count // (4 * actors))))
+    return [
+        {"start": start, "stop": min(start + size, count)} for start in range(0, count, size)
+    ]
+
+
+def _lists(values: np.ndarray) -> pa.Array:
+    """A float32 matrix as lists of numbers: any Parquet reader reads them."""
+    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def read_labels(path: Path, columns: tuple[str, ...] = ("probs", "embedding")) -> PseudoLabels:
+    """Read an artefact back, in the order of ``index``."""
+    parts = list(_parts(path, ("index", *columns)))
+    index = np.concatenate([part["index"].to_numpy() for part in parts])
+    arrays = {}
+    for name in columns:
+        values = np.concatenate([_matrix(part[name]) for part in parts])
+        ordered = np.empty_like(values)
+        ordered[index] = values
+        arrays[name] = ordered
+    return PseudoLabels(arrays["probs"], arrays["embedding"])
+
+
+def _parts(path: Path, columns: tuple[str, ...]) -> Iterator[pa.Table]:
+    for file in sorted((path / PARTS).glob("*.parquet")):
+        table = pq.read_table(file, columns=list(columns))
+        if len(table):
+            yield table
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    flat = column.combine_chunks()
+    if isinstance(flat, pa.ChunkedArray):
+        flat = flat.chunk(0)
+    return flat.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+
+def _check_complete(store: Store, key: str, count: int) -> None:
+    artifact = store.find("labels", key)
+    assert artifact is not None
+    index = np.concatenate(
+        [part["index"].to_numpy() for part in _parts(artifact.path, ("index",))]
+    )
+    if not np.array_equal(np.sort(index), np.arange(count)):
+        raise RuntimeError(
+            f"labelling gave {len(index)} rows, {len(np.unique(index))} of them distinct, for "
+            f"{count} images: delete {artifact.path.parent} and run again"
+        )

@@ -1,0 +1,198 @@
+"""The first stage: images decoded once into arrays that every worker maps, and their split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdfm_ray import keys
+from kdfm_ray.config import Config
+from kdfm_ray.data import catalog, folder
+from kdfm_ray.data.split import Split, make_split
+from kdfm_ray.jobs.session import Session
+from kdfm_ray.models.backbone import Network, create_network
+from kdfm_ray.store import Artifact, Draft, Store
+from kdfm_ray.train.batches import TrainingData
+from kdfm_ray.types import UNKNOWN, Dataset, Emit, ImageSet, UserError
+
+FOLDER_IMAGE_SIZE = 64  # pixels a side where the images are the user's and nothing else is said
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Keys and facts of the images and their split; small enough for any driver."""
+
+    dataset: Artifact
+    split: Artifact
+    facts: dict[str, Any]
+
+
+def prepare(session: Session, store: Store, config: Config) -> Prepared:
+    """Have the images decoded, split and checked against the network, before anything trains.
+
+    Raises:
+        UserError: anything about the data or the network that the user can mend.
+    """
+    dataset_key, split_key = session.call(_prepare, store.root, config, session.emit)
+    dataset, split = store.find("dataset", dataset_key), store.find("split", split_key)
+    assert dataset is not None
+    assert split is not None
+    return Prepared(dataset, split, dataset.record() | split.record())
+
+
+def load_images(artifact: Artifact, part: str) -> ImageSet | None:
+    """Images of ``train`` or ``test``, memory-mapped; ``None`` where the part does not exist."""
+    images = artifact.path / f"{part}_images.npy"
+    if not images.is_file():
+        return None
+    labels = np.load(artifact.path / f"{part}_labels.npy")
+    return ImageSet(np.load(images, mmap_mode="r"), labels)
+
+
+def load_training_data(
+    store: Store, config: Config, dataset_key: str, split_key: str, trusted_key: str | None
+) -> TrainingData:
+    """What a training worker reads: mapped images, the split, and trusted labels if any."""
+    dataset, split_artifact = store.find("dataset", dataset_key), store.find("split", split_key)
+    assert dataset is not None
+    assert split_artifact is not None
+    train, split = load_images(dataset, "train"), Split.load(split_artifact.path / "split.npz")
+    assert train is not None
+    trusted = np.full(len(split.unlabeled_index), UNKNOWN, dtype=np.int64)
+    if trusted_key is not None:
+        artifact = store.find("trusted", trusted_key)
+        assert artifact is not None
+        with np.load(artifact.path / "trusted.npz") as arrays:
+            trusted[arrays["trusted_index"]] = arrays["trusted_label"]
+        # A labeled image among the unlabeled ones is trusted with its true class.
+        labeled = np.isin(split.unlabeled_index, split.labeled_index)
+        trusted[labeled] = train.labels[split.unlabeled_index[labeled]]
+    flip = dataset.record()["flip"] if config.data.flip == "auto" else config.data.flip == "yes"
+    return TrainingData(train.images, train.labels, split, trusted, flip)
+
+
+def make_network(config: Config, facts: dict[str, Any], *, seed: int, pretrained: str) -> Network:
+    """The run's network for the images that ``facts`` (the data set's record) describes."""
+    try:
+        return create_network(
+            config.model.name,
+            num_classes=len(facts["classes"]),
+            image_channels=facts["image_shape"][2],
+            image_size=facts["image_shape"][0],
+            pretrained=pretrained,
+            drop_rate=config.model.drop_rate,
+            norm=config.model.norm,
+            seed=seed,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _prepare(store_root: str, config: Config, emit: Emit) -> tuple[str, str]:
+    store = Store(store_root)
+    dataset_key = keys.dataset_key(config, _fingerprint(config))
+    artifact = store.find("dataset", dataset_key)
+    if artifact is None:
+        dataset = _load(config, emit)
+        with store.writing("dataset", dataset_key) as draft:
+            _write_dataset(draft, dataset)
+        artifact = store.find("dataset", dataset_key)
+        assert artifact is not None
+    facts = artifact.record()
+    make_network(config, facts, seed=config.seed, pretrained=config.model.pretrained)
+
+    split_key = keys.split_key(config, dataset_key)
+    if store.find("split", split_key) is None:
+        labels = np.load(artifact.path / "train_labels.npy")
+        split = _split(config, labels, facts)
+        with store.writing("split", split_key) as draft:
+            _write_split(draft, split)
+    return dataset_key, split_key
+
+
+def _fingerprint(config: Config) -> str | None:
+    data = config.data
+    if data.labeled is None:
+        return None
+    paths = [path for path in (data.labeled, data.unlabeled, data.test) if path is not None]
+    return folder.fingerprint(paths)
+
+
+def _load(config: Config, emit: Emit) -> Dataset:
+    data = config.data
+    if data.name is not None:
+        return catalog.load(data.name, data.root.expanduser(), data.image_size)
+    assert data.labeled is not None
+    size = data.image_size or FOLDER_IMAGE_SIZE
+    return folder.load_folders(data.labeled, data.unlabeled, data.test, size, emit)
+
+
+def _split(config: Config, labels: np.ndarray, facts: dict[str, Any]) -> Split:
+    try:
+        return make_split(
+            labels,
+            len(facts["classes"]),
+            num_labels=config.data.num_labels,
+            num_val=config.data.num_val,
+            split_seed=config.split_seed,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _write_dataset(draft: Draft, dataset: Dataset) -> None:
+    for part, images in (("train", dataset.train), ("test", dataset.test)):
+        if images is not None:
+            np.save(draft.path / f"{part}_images.npy", images.images)
+            np.save(draft.path / f"{part}_labels.npy", images.labels)
+    draft.write_record(
+        {
+            "name": dataset.name,
+            "classes": list(dataset.classes),
+            "image_shape": list(dataset.train.images.shape[1:]),
+            "flip": dataset.flip,
+            "num_train": len(dataset.train),
+            "num_test": None if dataset.test is None else len(dataset.test),
+        }
+    )
+
+
+def _write_split(draft: Draft, split: Split) -> None:
+    split.save(draft.path / "split.npz")
+    draft.write_record(
+        {
+            "split_hash": split.hash(),
+            "num_labeled": len(split.labeled_index),
+            "num_unlabeled": len(split.unlabeled_index),
+            "num_val": len(split.val_index),
+            "split_warnings": list(split.warnings),
+        }
+    )
+
+
+def absolute_paths(config: Config) -> Config:
+    """The config with absolute data paths: workers run in other folders than the driver."""
+
+    def absolute(path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().resolve()
+
+    data = config.data
+    pretrained = config.model.pretrained
+    if pretrained not in ("no", "yes"):
+        pretrained = str(Path(pretrained).expanduser().resolve())
+    return config.model_copy(
+        update={
+            "data": data.model_copy(
+                update={
+                    "labeled": absolute(data.labeled),
+                    "unlabeled": absolute(data.unlabeled),
+                    "test": absolute(data.test),
+                    "root": absolute(data.root),
+                }
+            ),
+            "model": config.model.model_copy(update={"pretrained": pretrained}),
+        }
+    )

@@ -1,0 +1,97 @@
+"""The trusted subset, as one Ray task that has a GPU where the cluster has one."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from kdfm_ray.config import Config
+from kdfm_ray.data.split import Split
+from kdfm_ray.jobs.label import read_labels
+from kdfm_ray.jobs.prepare import Prepared
+from kdfm_ray.jobs.session import Session
+from kdfm_ray.store import Store
+from kdfm_ray.trust.select import EmptyTrustedError, select_trusted
+from kdfm_ray.types import UNKNOWN, Emit, UserError
+
+
+def select(
+    session: Session, store: Store, config: Config, prepared: Prepared, labels: str, key: str
+) -> None:
+    """Choose the trusted subset from the pseudo labels under key ``labels``.
+
+    Raises:
+        UserError: no image can be trusted; says which thresholds to try.
+    """
+    session.call(
+        _select,
+        store.root,
+        config,
+        prepared.dataset.key,
+        prepared.split.key,
+        labels,
+        key,
+        session.use_gpu,
+        session.emit,
+        gpu=True,
+    )
+
+
+def _select(
+    store_root: str,
+    config: Config,
+    dataset_key: str,
+    split_key: str,
+    labels_key: str,
+    key: str,
+    use_gpu: bool,
+    emit: Emit,
+) -> None:
+    store, started = Store(store_root), time.perf_counter()
+    dataset, split_artifact = store.find("dataset", dataset_key), store.find("split", split_key)
+    labels = store.find("labels", labels_key)
+    assert dataset is not None
+    assert split_artifact is not None
+    assert labels is not None
+    split = Split.load(split_artifact.path / "split.npz")
+    true_label = np.load(dataset.path / "train_labels.npy")
+    pseudo = read_labels(labels.path)
+    truth = true_label[split.unlabeled_index]
+    labeled = np.flatnonzero(np.isin(split.unlabeled_index, split.labeled_index))
+    settings = config.select
+    try:
+        selection = select_trusted(
+            pseudo.embeddings,
+            pseudo.probs,
+            tau=settings.tau_select,
+            clusterer=settings.clusterer,
+            num_clusters=settings.num_clusters,
+            labeled_index=labeled,
+            labeled_class=truth[labeled],
+            labeled_weight=settings.labeled_weight,
+            truth=truth if (truth != UNKNOWN).any() else None,
+            sample_size=settings.sample_size,
+            seed=config.seed,
+            device="cuda" if use_gpu else "cpu",
+            gpu=use_gpu,
+            options=_options(config),
+            emit=lambda event: emit({"stage": "select"} | event),
+        )
+    except EmptyTrustedError as error:
+        raise UserError(str(error)) from error
+    with store.writing("trusted", key) as draft:
+        np.savez_compressed(
+            draft.path / "trusted.npz",
+            trusted_index=selection.trusted_index,
+            trusted_label=selection.trusted_label,
+            cluster=selection.cluster,
+            cluster_to_class=selection.cluster_to_class,
+        )
+        draft.write_record(selection.record | {"seconds": time.perf_counter() - started})
+
+
+def _options(config: Config) -> dict[str, object]:
+    """Settings of the clusterers: all of the section that is not an argument of its own."""
+    named = {"tau_select", "clusterer", "num_clusters", "labeled_weight", "sample_size"}
+    return config.select.model_dump(exclude=named)

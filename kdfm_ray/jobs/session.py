@@ -1,0 +1,240 @@
+"""Start or join a Ray cluster, run tasks on it, and bring their progress to the driver.
+
+Ray reads some environment variables while it is imported, so this module imports it only inside
+functions, after ``_prepare_environment``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from kdfm_ray.config import ScaleConfig
+from kdfm_ray.types import Emit, Event, UserError
+
+T = TypeVar("T")
+POLL_SECONDS = 0.25  # between looks at the progress of remote work
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run computes on.
+
+    Attributes:
+        in_process: no Ray processes at all; everything runs in the driver, to debug.
+        cpus: of the cluster.
+        gpus: of the cluster; 0 where they are not to be used.
+        emit: takes progress events, from any process.
+        scale: how the run is divided.
+        verbose: let Ray's own logs through.
+    """
+
+    in_process: bool
+    cpus: int
+    gpus: int
+    emit: Emit
+    scale: ScaleConfig
+    verbose: bool = False
+
+    @property
+    def use_gpu(self) -> bool:
+        """Whether stages ask for GPUs."""
+        return self.gpus > 0
+
+    @property
+    def cpus_per_worker(self) -> int:
+        """CPUs (and torch threads) of one training worker or labelling actor."""
+        if self.scale.cpus_per_worker is not None:
+            return self.scale.cpus_per_worker
+        return max(1, self.cpus // max(1, self.scale.num_workers))
+
+    def call(self, function: Callable[..., T], *args: Any, gpu: bool = False) -> T:
+        """Run a function as one Ray task (here, where the session has no Ray).
+
+        Args:
+            function: importable by name on every node; takes ``args``.
+            args: picklable.
+            gpu: whether it computes; it then asks for a GPU where the cluster has one, else for
+                all CPUs of a worker.
+        """
+        if self.in_process:
+            return function(*args)
+        import ray
+        from ray.exceptions import RayTaskError
+
+        gpus = 1 if gpu and self.use_gpu else 0
+        cpus = self.cpus_per_worker if gpu and not gpus else 1
+        task = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)
+        try:
+            return ray.get(task.remote(*args))
+        except RayTaskError as error:
+            raise error.cause from error
+
+
+@contextlib.contextmanager
+def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> Iterator[Session]:
+    """Join the cluster of ``RAY_ADDRESS``, or start one on this machine that ends with the block.
+
+    A cluster that is started here listens on loopback only and is quiet; one that is joined is
+    left as it is.
+    """
+    if scale.num_workers == 0:
+        cpus, gpus = _this_process()
+        yield Session(True, cpus, _usable_gpus(scale, gpus), emit, scale, verbose)
+        return
+    joining = bool(os.environ.get("RAY_ADDRESS"))
+    _prepare_environment(local=not joining, verbose=verbose)
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        _init(joining=joining, verbose=verbose)
+    try:
+        with _events(emit) as remote_emit:
+            resources = ray.cluster_resources()
+            gpus = _usable_gpus(scale, int(resources.get("GPU", 0)))
+            cpus = int(resources.get("CPU", 1))
+            session = Session(False, cpus, gpus, remote_emit, scale, verbose)
+            _check_fits(session)
+            yield session
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _prepare_environment(*, local: bool, verbose: bool) -> None:
+    """Settings that Ray reads from the environment, none of which replaces the user's own."""
+    settings = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # fit() polls; the default 2 s costs seconds
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default; says so in a warning
+    }
+    if not verbose:
+        settings["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    if local:
+        settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # all of Ray's ports on loopback
+        settings["GLOO_SOCKET_IFNAME"] = "lo"
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def quiet_libraries(session: Session) -> None:
+    """Stop Ray's libraries from logging each job; errors still reach the user as exceptions.
+
+    They set their own levels when they are imported, so this comes after.
+    """
+    if session.verbose:
+        return
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _init(*, joining: bool, verbose: bool) -> None:
+    import ray
+
+    quiet = {} if verbose else {"log_to_driver": False, "logging_level": "error"}
+    if joining:
+        try:
+            ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+        except (ConnectionError, ValueError) as error:
+            raise UserError(
+                f"cannot join the Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}"
+            ) from error
+        return
+    ray.init(
+        include_dashboard=False,
+        num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        _temp_dir=os.environ.get("RAY_TMPDIR") or os.path.join(tempfile.gettempdir(), "ray"),
+        **quiet,
+    )
+
+
+@contextlib.contextmanager
+def _events(emit: Emit) -> Iterator[Emit]:
+    """Events that any process of the cluster emits arrive at ``emit`` in the driver."""
+    import ray
+
+    mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
+    stop = threading.Event()
+
+    def pump() -> None:
+        while True:
+            last = stop.wait(POLL_SECONDS)
+            for event in ray.get(mailbox.take.remote()):
+                emit(event)
+            if last:
+                return
+
+    thread = threading.Thread(target=pump, name="kdfm-events", daemon=True)
+    thread.start()
+    try:
+        yield Post(mailbox)
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+        ray.kill(mailbox)
+
+
+class Mailbox:
+    """The actor that holds events until the driver takes them."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        """Add an event."""
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        """All events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+
+class Post:
+    """An ``Emit`` that can be sent to any process of the cluster."""
+
+    def __init__(self, mailbox: Any) -> None:
+        """Post to the ``Mailbox`` actor behind the handle."""
+        self._mailbox = mailbox
+
+    def __call__(self, event: Event) -> None:
+        """Send without waiting."""
+        self._mailbox.put.remote(event)
+
+
+def _this_process() -> tuple[int, int]:
+    import torch
+
+    return os.cpu_count() or 1, torch.cuda.device_count()
+
+
+def _usable_gpus(scale: ScaleConfig, gpus: int) -> int:
+    if scale.use_gpu == "yes" and gpus == 0:
+        raise UserError(
+            "scale.use_gpu = yes, but there is no GPU here: start on a machine (or cluster) with "
+            "one, or use scale.use_gpu auto or no"
+        )
+    return 0 if scale.use_gpu == "no" else gpus
+
+
+def _check_fits(session: Session) -> None:
+    workers = session.scale.num_workers
+    if session.use_gpu and workers > session.gpus:
+        raise UserError(
+            f"scale.num_workers = {workers} needs as many GPUs, the cluster has {session.gpus}: "
+            "use fewer workers, or scale.use_gpu no"
+        )
+    needed = workers * session.cpus_per_worker
+    if not session.use_gpu and needed > session.cpus:
+        raise UserError(
+            f"scale.num_workers = {workers} x {session.cpus_per_worker} CPUs = {needed}, the "
+            f"cluster has {session.cpus}: use at most {session.cpus} workers, or fewer CPUs each"
+        )

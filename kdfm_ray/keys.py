@@ -1,0 +1,99 @@
+"""The content key of each stage: its own part of the config and the keys of what it reads.
+
+A key covers what changes the result: with the resolved precision, the memory layout and the
+stage's code version, without worker counts, folders and logging. Raise a stage's version whenever
+its code gives another result for the same inputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdfm_ray.config import Config, Precision, content_hash
+from kdfm_ray.train.loop import Role
+
+VERSIONS = {
+    "dataset": 1,
+    "split": 1,
+    "baseline": 1,
+    "outer": 1,
+    "labels": 1,
+    "trusted": 1,
+    "inner": 1,
+    "evaluation": 1,
+}
+NOT_IN_TRAINING = {"log_every", "precision"}  # precision is in the key as it was resolved
+
+
+def dataset_key(config: Config, fingerprint: str | None) -> str:
+    """Key of the decoded images; ``fingerprint`` is of the user's files, ``None`` for a name."""
+    parts = {"name": config.data.name, "image_size": config.data.image_size}
+    return _key("dataset", parts | {"fingerprint": fingerprint})
+
+
+def split_key(config: Config, dataset: str) -> str:
+    """Key of the labeled / unlabeled / validation split."""
+    data = config.data
+    parts = {"labels": data.num_labels, "val": data.num_val, "seed": config.split_seed}
+    return _key("split", parts | {"dataset": dataset})
+
+
+def network_key(
+    config: Config,
+    role: Role,
+    split: str,
+    precision: Precision,
+    *,
+    weights: str,
+    trusted: str | None = None,
+    outer: str | None = None,
+) -> str:
+    """Key of a trained network.
+
+    Args:
+        config: the run's.
+        role: which network.
+        split: key of the split (which covers the images).
+        precision: as resolved.
+        weights: ``no``, ``yes`` (timm's own), or the hash of the file of pretrained weights.
+        trusted: key of the trusted subset, for the inner network.
+        outer: key of the outer network, where the inner one starts from its weights.
+    """
+    parts: dict[str, Any] = {
+        "seed": config.seed,
+        "split": split,
+        "precision": precision,
+        "flip": config.data.flip,
+        "weights": weights,
+        "model": config.model.model_dump(mode="json", exclude={"pretrained"}),
+        "train": config.train.model_dump(mode="json", exclude=NOT_IN_TRAINING),
+        "shift": config.augment.shift,
+    }
+    if role != "baseline":
+        parts["augment"] = config.augment.model_dump(mode="json")
+        parts["fixmatch"] = config.fixmatch.model_dump(mode="json")
+    if role == "inner":
+        parts["inner"] = config.inner.model_dump(mode="json")
+        parts["trusted"] = trusted
+        parts["outer"] = outer
+    return _key(role, parts)
+
+
+def labels_key(outer: str, precision: Precision) -> str:
+    """Key of the pseudo labels of an outer network."""
+    return _key("labels", {"outer": outer, "precision": precision})
+
+
+def trusted_key(config: Config, labels: str) -> str:
+    """Key of the trusted subset."""
+    select = config.select.model_dump(mode="json")
+    return _key("trusted", {"labels": labels, "seed": config.seed, "select": select})
+
+
+def evaluation_key(networks: dict[str, str]) -> str:
+    """Key of the test accuracies of some networks (role -> key)."""
+    return _key("evaluation", networks)
+
+
+def _key(stage: str, parts: dict[str, Any]) -> str:
+    return content_hash({"stage": stage, "version": VERSIONS[stage]} | parts)

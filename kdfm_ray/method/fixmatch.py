@@ -1,0 +1,99 @@
+"""One FixMatch update (Sohn et al. 2020, arXiv 2001.07685), outer and inner network alike.
+
+    b  labeled images of this worker      u  unlabeled images of this worker
+    k  classes                            c, h, w  channels, height, width
+
+A mean over the global batch is a sum over this worker's images divided by ``denom``: the global
+count over the number of workers, because DDP averages gradients over workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from kdfm_ray.method.losses import cross_entropy
+from kdfm_ray.method.merge import merge_targets
+from kdfm_ray.models.backbone import Output
+
+Forward = Callable[[Tensor], Output]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class StepOutput(NamedTuple):
+    """The loss to differentiate, and sums (never means) over this worker's images."""
+
+    loss: Float[Tensor, ""]
+    sums: dict[str, Tensor]
+
+
+def supervised_step(
+    forward: Forward,
+    images_x: UInt8[Tensor, "b c h w"],
+    label_x: Int[Tensor, "b"],
+    *,
+    denom_x: float,
+) -> StepOutput:
+    """Cross-entropy on weak views of labeled images: what a labeled-only network does."""
+    sum_x = cross_entropy(forward(images_x).logits, label_x).sum()
+    loss = sum_x / denom_x
+    return StepOutput(loss, {"loss_x": sum_x.detach()})
+
+
+def fixmatch_step(
+    forward: Forward,
+    images_x: UInt8[Tensor, "b c h w"],
+    label_x: Int[Tensor, "b"],
+    weak_u: UInt8[Tensor, "u c h w"],
+    strong_u: UInt8[Tensor, "u c h w"],
+    trusted_u: Int[Tensor, "u"],
+    truth_u: Int[Tensor, "u"],
+    *,
+    tau: float,
+    lambda_u: float,
+    unlabeled_loss: Loss,
+    denom_x: float,
+    denom_u: float,
+) -> StepOutput:
+    """The update of FixMatch, with trusted labels merged in (KD-FixMatch, Heuristic 1).
+
+    Args:
+        forward: the network in train mode; called twice: weak views alone and without a graph,
+            then labeled and strong views together. Both passes update batch-norm statistics.
+        images_x: weak views of labeled images.
+        label_x: their classes.
+        weak_u: weak views of unlabeled images.
+        strong_u: strong views of the same images.
+        trusted_u: their trusted labels, -1 where there is none (everywhere for plain FixMatch).
+        truth_u: true classes for reports only, -1 where unknown.
+        tau: confidence from which the network's own label counts (tau, or tau_inner).
+        lambda_u: weight of the unlabeled loss.
+        unlabeled_loss: per-image loss of ``(logits, target)``.
+        denom_x: global labeled images / workers.
+        denom_u: global unlabeled images / workers, whatever the mask lets through.
+    """
+    with torch.no_grad():
+        probs_u = forward(weak_u).logits.softmax(dim=1)
+    targets = merge_targets(probs_u, trusted_u, tau_inner=tau)
+
+    logits = forward(torch.cat([images_x, strong_u])).logits
+    logits_x, logits_u = logits.split([len(images_x), len(strong_u)])
+    sum_x = cross_entropy(logits_x, label_x).sum()
+    sum_u = (unlabeled_loss(logits_u, targets.target) * targets.mask).sum()
+    loss = sum_x / denom_x + lambda_u * sum_u / denom_u
+
+    known = targets.mask & (truth_u >= 0)
+    sums = {
+        "loss_x": sum_x.detach(),
+        "loss_u": sum_u.detach(),
+        "mask": targets.mask.sum(),
+        "trusted": targets.from_trusted.sum(),
+        "override": targets.override.sum(),
+        "known": known.sum(),
+        "correct": (known & (targets.target == truth_u)).sum(),
+    }
+    return StepOutput(loss, sums)

@@ -1,0 +1,266 @@
+"""KD-FixMatch from left to right: data, outer network, labels, trusted subset, inner network.
+
+Each stage reads artefacts by key and leaves one; a stage whose artefact is complete is not done
+again. The driver holds keys and small facts, never images, labels or weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdfm_ray import keys
+from kdfm_ray.config import Config, Precision
+from kdfm_ray.jobs.session import Session, open_session
+from kdfm_ray.store import Artifact, Store, default_root
+from kdfm_ray.types import Emit
+
+if TYPE_CHECKING:
+    from kdfm_ray.jobs.prepare import Prepared
+
+# Stages in their order; each is an artefact of this name, but for the data set and its split.
+STAGES = ("data", "baseline", "outer", "label", "select", "inner", "evaluate")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The key of every stage of one run; ``baseline`` is ``None`` where it is off."""
+
+    dataset: str
+    split: str
+    baseline: str | None
+    outer: str
+    labels: str
+    trusted: str
+    inner: str
+    evaluation: str
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run left in the store.
+
+    Attributes:
+        config: with absolute paths.
+        plan: the key of each stage.
+        artifacts: stage -> its artefact.
+        reused: stages that had been done before.
+        seconds: wall time of the whole run, Ray's start included.
+        resources: CPUs, GPUs and workers that the run used.
+    """
+
+    config: Config
+    plan: Plan
+    artifacts: dict[str, Artifact]
+    reused: list[str]
+    seconds: float
+    resources: dict[str, int]
+
+
+def run(config: Config, emit: Emit, *, verbose: bool = False) -> Finished:
+    """Run the pipeline.
+
+    Args:
+        config: the run's.
+        emit: takes progress events: ``{"stage": name, "state": start | done | reused, ...}`` around
+            stages, ``{"stage": name, "step": n, "total": m, ...}`` within.
+        verbose: let Ray's own logs through.
+
+    Raises:
+        UserError: something that the user can mend; what was finished stays in the store.
+    """
+    started = time.perf_counter()
+    store = Store(config.store or default_root())
+    with open_session(config.scale, emit, verbose=verbose) as session:
+        stages = _Stages(config, store, session, emit)
+        stages.data()
+        stages.train_outer()
+        stages.label()
+        stages.select()
+        stages.train_inner()
+        stages.evaluate()
+    return Finished(
+        config=stages.config,
+        plan=stages.plan,
+        artifacts=stages.artifacts(),
+        reused=stages.reused,
+        seconds=time.perf_counter() - started,
+        resources={
+            "cpus": session.cpus,
+            "gpus": session.gpus,
+            "workers": config.scale.num_workers,
+            "cpus_per_worker": session.cpus_per_worker,
+        },
+    )
+
+
+def make_plan(config: Config, dataset: str, split: str, precision: Precision) -> Plan:
+    """All keys of a run; they are known before anything is trained."""
+    weights = _weights_hash(config.model.pretrained)
+
+    def network(role: keys.Role, **inputs: str | None) -> str:
+        return keys.network_key(config, role, split, precision, weights=weights, **inputs)
+
+    baseline = network("baseline") if config.baseline else None
+    outer = network("outer")
+    labels = keys.labels_key(outer, precision)
+    trusted = keys.trusted_key(config, labels)
+    inner = network(
+        "inner", trusted=trusted, outer=outer if config.inner.init == "outer" else None
+    )
+    networks = {"baseline": baseline, "outer": outer, "inner": inner}
+    evaluation = keys.evaluation_key({role: key for role, key in networks.items() if key})
+    return Plan(
+        dataset, split, baseline, outer, labels, trusted, inner, evaluation, precision
+    )
+
+
+class _Stages:
+    """The stages of one run; each method does what is missing and nothing else."""
+
+    def __init__(self, config: Config, store: Store, session: Session, emit: Emit) -> None:
+        from kdfm_ray.jobs.prepare import absolute_paths
+
+        self.config = absolute_paths(config)
+        self.store, self.session, self.emit = store, session, emit
+        self.reused: list[str] = []
+        self.plan: Plan
+        self.prepared: Prepared
+
+    def data(self) -> None:
+        from kdfm_ray.jobs.prepare import prepare
+        from kdfm_ray.jobs.train import resolve_precision
+
+        self.emit({"stage": "data", "state": "start"})
+        self.prepared = prepare(self.session, self.store, self.config)
+        precision = resolve_precision(self.session, self.config)
+        dataset, split = self.prepared.dataset.key, self.prepared.split.key
+        self.plan = make_plan(self.config, dataset, split, precision)
+        self.emit({"stage": "data", "state": "done"} | self.prepared.facts)
+
+    def train_outer(self) -> None:
+        self._train({"baseline": self.plan.baseline, "outer": self.plan.outer})
+
+    def label(self) -> None:
+        from kdfm_ray.jobs.label import label
+
+        def work() -> None:
+            label(
+                self.session,
+                self.store,
+                self.prepared,
+                self.plan.outer,
+                self.plan.labels,
+                precision=self.plan.precision,
+                batch_size=self.config.label.batch_size,
+                num_actors=self.config.label.num_actors,
+            )
+
+        self._do("label", "labels", self.plan.labels, work)
+
+    def select(self) -> None:
+        from kdfm_ray.jobs.select import select
+
+        def work() -> None:
+            select(
+                self.session,
+                self.store,
+                self.config,
+                self.prepared,
+                self.plan.labels,
+                self.plan.trusted,
+            )
+
+        self._do("select", "trusted", self.plan.trusted, work)
+
+    def train_inner(self) -> None:
+        self._train({"inner": self.plan.inner})
+
+    def evaluate(self) -> None:
+        from kdfm_ray.jobs.evaluate import evaluate
+
+        plan = self.plan
+        networks = {"baseline": plan.baseline, "outer": plan.outer, "inner": plan.inner}
+
+        def work() -> None:
+            evaluate(
+                self.session,
+                self.store,
+                self.prepared,
+                {role: key for role, key in networks.items() if key},
+                plan.evaluation,
+                precision=plan.precision,
+                batch_size=self.config.label.batch_size,
+            )
+
+        self._do("evaluate", "evaluation", plan.evaluation, work)
+
+    def artifacts(self) -> dict[str, Artifact]:
+        plan = self.plan
+        wanted = {
+            "dataset": plan.dataset,
+            "split": plan.split,
+            "baseline": plan.baseline,
+            "outer": plan.outer,
+            "labels": plan.labels,
+            "trusted": plan.trusted,
+            "inner": plan.inner,
+            "evaluation": plan.evaluation,
+        }
+        found = {stage: self.store.find(stage, key) for stage, key in wanted.items() if key}
+        return {stage: artifact for stage, artifact in found.items() if artifact is not None}
+
+    def _train(self, networks: dict[keys.Role, str | None]) -> None:
+        """Train those networks (role -> key) that are wanted and not there yet, in one job."""
+        from kdfm_ray.jobs.train import TrainTask, train
+
+        tasks = []
+        for role, key in networks.items():
+            if key is None:
+                continue
+            if self.store.find(role, key) is not None:
+                self._note_reused(role)
+                continue
+            inner = role == "inner"
+            from_outer = inner and self.config.inner.init == "outer"
+            tasks.append(
+                TrainTask(
+                    role=role,
+                    key=key,
+                    dataset=self.plan.dataset,
+                    split=self.plan.split,
+                    precision=self.plan.precision,
+                    trusted=self.plan.trusted if inner else None,
+                    outer=self.plan.outer if from_outer else None,
+                )
+            )
+        if tasks:
+            self.emit({"stage": tasks[0].role, "state": "start"})
+            train(self.session, self.store, self.config, tasks)
+            for task in tasks:
+                self.emit({"stage": task.role, "state": "done"})
+
+    def _do(self, stage: str, artifact: str, key: str, work: Callable[[], None]) -> None:
+        if self.store.find(artifact, key) is not None:
+            self._note_reused(stage)
+            return
+        self.emit({"stage": stage, "state": "start"})
+        work()
+        self.emit({"stage": stage, "state": "done"})
+
+    def _note_reused(self, stage: str) -> None:
+        self.reused.append(stage)
+        self.emit({"stage": stage, "state": "reused"})
+
+
+def _weights_hash(pretrained: str) -> str:
+    """``no``, ``yes``, or the content hash of the file of weights, wherever it lies."""
+    if pretrained in ("no", "yes"):
+        return pretrained
+    with Path(pretrained).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,91 @@
+"""The numbers of a finished run, as the dict that ``report.json`` holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdfm_ray.pipeline import Finished
+from kdfm_ray.report.facts import hardware, versions
+
+# How the stages of the store are called where a person reads them.
+SHOWN = {"baseline": "labeled_only", "outer": "outer", "inner": "inner"}
+
+
+def make_report(finished: Finished) -> dict[str, Any]:
+    """Collect what the stages recorded.
+
+    Accuracies, coverage and precision are fractions; seconds are those a stage took when it was
+    done, which for a reused one was in an earlier run. ``test_accuracy`` values are ``None``
+    without a test set. Labeled images count in no trusted figure.
+    """
+    artifacts = finished.artifacts
+    records = {stage: artifact.record() for stage, artifact in artifacts.items()}
+    facts = records["dataset"] | records["split"]
+    roles = [role for role in SHOWN if role in records]
+    test = {SHOWN[role]: records["evaluation"]["test_accuracy"][role] for role in roles}
+    val = {SHOWN[role]: records[role]["val_accuracy"] for role in roles}
+    selection = records["trusted"]
+    stages = {role: records[role]["seconds"] for role in roles} | {
+        "label": records["labels"]["seconds"],
+        "select": selection["seconds"],
+        "evaluate": records["evaluation"]["seconds"],
+    }
+    return {
+        "test_accuracy": test,
+        "val_accuracy": val,
+        "trusted": trusted_figures(selection),
+        "selection": selection,
+        "data": {
+            "name": facts["name"],
+            "classes": facts["classes"],
+            "image_shape": facts["image_shape"],
+            "labeled": facts["num_labeled"],
+            "unlabeled": facts["num_unlabeled"],
+            "val": facts["num_val"],
+            "test": facts["num_test"],
+        },
+        "stages": stages,
+        "reused": finished.reused,
+        "total_seconds": finished.seconds,
+        "training": {SHOWN[role]: records[role]["last"] for role in roles},
+        "precision": finished.plan.precision,
+        "resources": finished.resources,
+        "config_hash": finished.config.hash(),
+        "split_hash": facts["split_hash"],
+        "keys": {stage: artifact.key for stage, artifact in artifacts.items()},
+        "versions": versions(),
+        "hardware": hardware(),
+        "warnings": facts["split_warnings"] + selection["warnings"] + verdict_warnings(test, val),
+    }
+
+
+def trusted_figures(selection: dict[str, Any]) -> dict[str, Any]:
+    """Size, coverage and precision of the trusted subset, beside all pseudo labels' precision."""
+    agreed = selection["filters"]["agreement"]
+    return {
+        "size": agreed["size"],
+        "coverage": agreed["coverage"],
+        "precision": agreed["precision"],
+        "precision_all": selection["filters"]["all"]["precision"],
+    }
+
+
+def verdict_warnings(
+    test: dict[str, float | None], val: dict[str, float | None]
+) -> list[str]:
+    """Plain words where a training was not worth it; on the test set, or else on validation."""
+    scores = {role: test[role] if test[role] is not None else val[role] for role in test}
+    outer, inner, base = (scores.get(role) for role in ("outer", "inner", "labeled_only"))
+    found = []
+    if inner is not None and outer is not None and inner < outer:
+        found.append(
+            f"the inner network ({inner:.1%}) is below the outer one ({outer:.1%}): look at the "
+            "trusted subset's precision, raise select.tau_select, or try inner.loss sce"
+        )
+    if inner is not None and base is not None and inner <= base:
+        found.append(
+            f"KD-FixMatch ({inner:.1%}) did not beat training on the labeled images alone "
+            f"({base:.1%}): train for more steps, or check that the unlabeled images are of the "
+            "same classes"
+        )
+    return found

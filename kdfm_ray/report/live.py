@@ -1,0 +1,142 @@
+"""The live view: one progress bar per stage on a terminal, a line at intervals elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from kdfm_ray.types import Event
+
+TITLES = {
+    "data": "data and split",
+    "baseline": "labeled-only network",
+    "outer": "FixMatch (outer) network",
+    "label": "pseudo labels",
+    "select": "trusted subset",
+    "inner": "KD-FixMatch (inner) network",
+    "evaluate": "test set",
+}
+LINE_SECONDS = 15.0  # between lines of a stage where there is no terminal
+
+
+class LiveView:
+    """Takes progress events from any thread; a context manager."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Write to ``console``, by default standard output."""
+        self.console = console or Console(highlight=False)
+        self._lock = threading.Lock()
+        self._bars: dict[str, TaskID] = {}
+        self._numbers: dict[str, str] = {}
+        self._done: dict[str, int] = {}
+        self._last_line = 0.0
+        self._progress = Progress(
+            TextColumn("{task.description:<27}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[numbers]}", style="dim"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+
+    def __enter__(self) -> LiveView:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show an event; those of unknown stages are passed over."""
+        with self._lock:
+            stage, state = event.get("stage", ""), event.get("state")
+            if stage not in TITLES:
+                return
+            if state == "reused":
+                self._line(f"{TITLES[stage]}: done before, reused from the store")
+            elif state == "start":
+                self._bar(stage)
+            elif state == "done":
+                self._finish(stage, event)
+            else:
+                self._advance(stage, event)
+
+    def _bar(self, stage: str, total: int | None = None) -> TaskID:
+        if stage not in self._bars:
+            self._bars[stage] = self._progress.add_task(TITLES[stage], total=total, numbers="")
+            self._done[stage] = 0
+            self._numbers[stage] = ""
+            self._last_line = time.monotonic()
+        return self._bars[stage]
+
+    def _advance(self, stage: str, event: Event) -> None:
+        bar, total = self._bar(stage), event.get("total")
+        self._done[stage] = event.get("step", self._done[stage] + event.get("advance", 0))
+        self._numbers[stage] = _numbers(event) or self._numbers[stage]
+        numbers = self._numbers[stage]
+        self._progress.update(bar, completed=self._done[stage], total=total, numbers=numbers)
+        if time.monotonic() - self._last_line > LINE_SECONDS:
+            self._plain(f"{TITLES[stage]}: {self._done[stage]}/{total}  {numbers}")
+
+    def _finish(self, stage: str, event: Event) -> None:
+        bar = self._bar(stage)
+        done = self._done[stage] or 1
+        if stage == "data":
+            numbers = _data_numbers(event)
+        else:
+            numbers = self._numbers[stage]
+        self._progress.update(bar, completed=done, total=done, numbers=numbers)
+        self._progress.stop_task(bar)
+        self._plain(f"{TITLES[stage]}: done  {numbers}")
+
+    def _line(self, text: str) -> None:
+        if self.console.is_terminal:
+            self._progress.console.print(text)
+        else:
+            self._plain(text)
+
+    def _plain(self, text: str) -> None:
+        if not self.console.is_terminal:
+            self.console.print(text.rstrip(), soft_wrap=True)
+            self._last_line = time.monotonic()
+
+
+def _numbers(event: Event) -> str:
+    """The few numbers that a person watches."""
+    shown: list[str] = []
+
+    def add(name: str, text: str, form: str) -> None:
+        value: Any = event.get(name)
+        if value is not None:
+            shown.append(f"{text} {format(value, form)}")
+
+    add("loss", "loss", ".3f")
+    add("mask_rate", "mask", ".0%")
+    add("images_per_second", "images/s", ",.0f")
+    add("val_accuracy", "validation", ".1%")
+    add("changed", "changed", ".2%")
+    return "  ".join(shown)
+
+
+def _data_numbers(event: Event) -> str:
+    if "num_labeled" not in event:
+        return ""
+    test = event["num_test"]
+    return (
+        f"{event['num_labeled']:,} labeled  {event['num_unlabeled']:,} unlabeled  "
+        f"{event['num_val']:,} validation  {'no' if test is None else f'{test:,}'} test"
+    )

@@ -1,0 +1,140 @@
+"""The folder of one run: what it was asked, what it measured, and the network it made."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+from kdfm_ray.config import Config
+from kdfm_ray.store import Artifact
+from kdfm_ray.types import Event, UserError
+
+ROLES = ("baseline", "outer", "inner")
+
+
+class RunFolder:
+    """``config.yaml``, ``split.npz``, ``metrics.jsonl``, TensorBoard files, the model, the report.
+
+    The store's artefacts are the truth; metrics are written here as they arrive and completed
+    from the artefacts, so nothing is missing where a stage was reused or an event was lost.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        """Open the folder for a run with this config; nothing is written yet.
+
+        Raises:
+            UserError: the folder holds a run with another config.
+        """
+        self.path, self._config = path, config
+        self._written: dict[str, int] = {}  # stage -> last step in metrics.jsonl
+        self._lock = threading.Lock()
+        self._tensorboard: Any = None
+        _check_same_run(path, config)
+
+    def open(self) -> None:
+        """Make the folder and save the config; metrics of an earlier try are written anew."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        _replace(self.path / "config.yaml", self._config.to_yaml())
+        (self.path / "metrics.jsonl").write_text("")
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+
+    def log(self, event: Event) -> None:
+        """Write a progress event that carries metrics; others are none of its business."""
+        if event.get("stage") not in ROLES or not ("loss" in event or "val_accuracy" in event):
+            return
+        with self._lock:
+            self._write({key: value for key, value in event.items() if key != "total"})
+
+    def complete(self, role: str, lines: list[dict[str, Any]]) -> None:
+        """Write those lines of a finished network that were not seen live."""
+        with self._lock:
+            last = self._written.get(role, 0)
+            for line in lines:
+                if line["step"] > last:
+                    self._write(line)
+
+    def finish(self, artifacts: dict[str, Artifact], report: dict[str, Any]) -> None:
+        """Copy the split and the inner network here, and write the report last."""
+        shutil.copyfile(artifacts["split"].path / "split.npz", self.path / "split.npz")
+        for name in ("model.safetensors", "model.json"):
+            shutil.copyfile(artifacts["inner"].path / name, self.path / name)
+        _add_to_json(
+            self.path / "model.json", {"classes": report["data"]["classes"], "preprocessing": {
+                "layout": "uint8 [N, C, H, W]; scaling and normalization are inside the network",
+                "resize": "shorter side to image_size, then center crop",
+            }}
+        )
+        _replace(self.path / "report.json", json.dumps(report, indent=1) + "\n")
+        self.close()
+
+    def close(self) -> None:
+        """Flush what is still open."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+
+    def _write(self, line: dict[str, Any]) -> None:
+        from tensorboardX import SummaryWriter
+
+        if self._tensorboard is None:
+            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if isinstance(value, int | float) and name != "step":
+                self._tensorboard.add_scalar(f"{line['stage']}/{name}", value, line["step"])
+        self._written[line["stage"]] = max(self._written.get(line["stage"], 0), line["step"])
+
+
+def default_path(name: str, config: Config) -> Path:
+    """``runs/NAME-HASH``: the same run has the same folder."""
+    return Path("runs") / f"{name}-{config.hash()[:8]}"
+
+
+def _check_same_run(path: Path, config: Config) -> None:
+    saved = path / "config.yaml"
+    if not saved.is_file():
+        if path.is_dir() and any(path.iterdir()):
+            raise UserError(
+                f"{path} holds other files and no run: give a new or an empty folder with --out"
+            )
+        return
+    before = Config.from_yaml(saved)
+    if before.hash() == config.hash():
+        return
+    old, new = _flat(before.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+    ignored = ("out", "store", "scale.", "data.root", "label.num_actors")
+    changed = [
+        f"{name} was {old.get(name)!r}, is {new[name]!r}"
+        for name in new
+        if new[name] != old.get(name) and not name.startswith(ignored)
+    ]
+    raise UserError(
+        f"{path} holds a run with another config ({'; '.join(changed)}): give another folder "
+        "with --out, or delete that one"
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _add_to_json(path: Path, values: dict[str, Any]) -> None:
+    _replace(path, json.dumps(json.loads(path.read_text()) | values, indent=1) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)

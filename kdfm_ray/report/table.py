@@ -1,0 +1,63 @@
+"""The end of a run, as a few lines that a person reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from kdfm_ray.report.live import TITLES
+
+ROWS = {
+    "labeled_only": "labeled-only",
+    "outer": "FixMatch (outer)",
+    "inner": "KD-FixMatch (inner)",
+}
+
+
+def print_report(report: dict[str, Any], console: Console, folder: str) -> None:
+    """Accuracies, the trusted subset, seconds of each stage, warnings, and the run folder."""
+    data = report["data"]
+    console.print()
+    table = Table(title=f"{data['name']}, {data['labeled']:,} labels", title_justify="left")
+    table.add_column("network")
+    table.add_column("test accuracy", justify="right")
+    table.add_column(f"validation ({data['val']:,} images)", justify="right")
+    for role, title in ROWS.items():
+        if role in report["test_accuracy"]:
+            test, val = report["test_accuracy"][role], report["val_accuracy"][role]
+            table.add_row(title, percent(test), percent(val))
+    console.print(table)
+    console.print(trusted_line(report))
+    console.print(time_line(report), soft_wrap=True)
+    for warning in report["warnings"]:
+        console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
+    console.print(f"run folder: {folder}", soft_wrap=True)
+
+
+def trusted_line(report: dict[str, Any]) -> str:
+    """Size and precision of the trusted subset, beside the precision of all pseudo labels."""
+    trusted = report["trusted"]
+    line = f"trusted subset: {trusted['size']:,} images, {percent(trusted['coverage'])} of those without a label"
+    if trusted["precision"] is None:
+        return f"{line}; precision unknown (no true labels to compare with)"
+    return (
+        f"{line}; precision {percent(trusted['precision'])} "
+        f"(of all pseudo labels: {percent(trusted['precision_all'])})"
+    )
+
+
+def time_line(report: dict[str, Any]) -> str:
+    """Seconds of each stage; reused ones took them in an earlier run."""
+    names = {"labeled_only": "baseline"}
+    parts = []
+    for stage, seconds in report["stages"].items():
+        again = " (reused)" if stage in report["reused"] else ""
+        parts.append(f"{TITLES[names.get(stage, stage)]} {seconds:.1f} s{again}")
+    return f"time: {', '.join(parts)}; all with Ray's start {report['total_seconds']:.1f} s"
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage, or a dash."""
+    return "-" if value is None else f"{100 * value:.2f} %"

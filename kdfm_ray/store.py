@@ -1,0 +1,236 @@
+"""Artefacts by content key: written whole or not at all, never changed, read by every later run.
+
+An artefact is a folder of files. It lies under ``ROOT/STAGE/KEY/ATTEMPT/`` and counts from the
+moment that ``ROOT/STAGE/KEY/manifest.json`` names the attempt: the manifest appears in one step and
+is written last, so a crash leaves an attempt that nobody reads. The first manifest stays; a second
+run that computed the same stage reads the first one's files.
+
+``ROOT`` is a local (or shared) folder, or a URI of any fsspec file system. Files of a URI are
+copied once to a node's own cache when they are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from kdfm_ray.types import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete artefact; ``path`` is a local folder with its files."""
+
+    stage: str
+    key: str
+    path: Path
+
+    def record(self) -> dict[str, Any]:
+        """What the stage wrote about itself."""
+        return json.loads((self.path / "record.json").read_text())
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An artefact being written.
+
+    Attributes:
+        path: local folder to write files into.
+        url: where the files will lie; a job whose workers write themselves writes here.
+    """
+
+    path: Path
+    url: str
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Write ``record.json``, which every artefact has."""
+        (self.path / "record.json").write_text(json.dumps(record, indent=1))
+
+
+def default_root() -> str:
+    """``$KDFM_STORE``, or the user's cache folder."""
+    return os.environ.get("KDFM_STORE") or str(Path("~/.cache/kdfm_ray/store").expanduser())
+
+
+class Store:
+    """Artefacts under one root; cheap to make, so that each worker makes its own from the root."""
+
+    def __init__(self, root: str) -> None:
+        """Open ``root``: a folder (made when missing) or a URI such as ``s3://bucket/prefix``."""
+        self.remote = "://" in root
+        self.root = root.rstrip("/") if self.remote else str(Path(root).expanduser().resolve())
+        if not self.remote:
+            _make_folder(Path(self.root))
+            return
+        try:
+            self._fs, self._prefix = fsspec.url_to_fs(self.root)
+        except (ImportError, ValueError) as error:
+            raise UserError(
+                f"store {root!r} cannot be opened: {error}. Give a folder, or a URI of a file "
+                "system that fsspec knows (s3:// needs the package s3fs, gs:// gcsfs)"
+            ) from error
+
+    def find(self, stage: str, key: str) -> Artifact | None:
+        """The complete artefact of a stage, or ``None``."""
+        manifest = self._read_manifest(stage, key)
+        if manifest is None:
+            return None
+        if manifest["format"] > FORMAT:
+            raise UserError(
+                f"{self.root}/{stage}/{key} was written by a newer kdfm_ray (format "
+                f"{manifest['format']}, this one reads {FORMAT}): upgrade, or use another store"
+            )
+        if not self.remote:
+            path = Path(self.root, stage, key, manifest["attempt"])
+            _check_files(path, manifest)
+        else:
+            path = self._mirror(stage, key, manifest)
+        return Artifact(stage, key, path)
+
+    @contextlib.contextmanager
+    def writing(self, stage: str, key: str) -> Iterator[Draft]:
+        """Write an artefact; it is complete when the block ends without an exception.
+
+        Yields:
+            A draft; the block puts its files there and calls ``write_record``.
+        """
+        attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
+        url = f"{self.root}/{stage}/{key}/{attempt}"
+        path = Path(tempfile.mkdtemp(prefix="kdfm-")) if self.remote else Path(url)
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            yield Draft(path, url)
+            assert (path / "record.json").is_file(), "an artefact needs a record"
+            self._commit(stage, key, attempt, path)
+        except BaseException:
+            self._discard(stage, key, attempt)
+            raise
+        finally:
+            if self.remote:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _commit(self, stage: str, key: str, attempt: str, path: Path) -> None:
+        files = {
+            file.relative_to(path).as_posix(): {"size": file.stat().st_size, "sha256": _sha(file)}
+            for file in sorted(path.rglob("*"))
+            if file.is_file()
+        }
+        if self.remote:
+            folder = f"{self._prefix}/{stage}/{key}/{attempt}"
+            for name in files:
+                self._fs.makedirs(f"{folder}/{name}".rpartition("/")[0], exist_ok=True)
+                self._fs.put_file(str(path / name), f"{folder}/{name}")
+            written = {name[len(folder) + 1 :] for name in self._fs.find(folder)}
+            for name in written - set(files):  # put there by the job's own workers
+                files[name] = {"size": self._fs.size(f"{folder}/{name}"), "sha256": None}
+        manifest = {"format": FORMAT, "stage": stage, "key": key, "attempt": attempt}
+        manifest["created"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        text = json.dumps(manifest | {"files": files}, indent=1)
+        if self.remote:
+            self._commit_remote(f"{self._prefix}/{stage}/{key}/{MANIFEST}", text)
+        else:
+            self._commit_local(Path(self.root, stage, key), attempt, text)
+
+    def _commit_remote(self, path: str, text: str) -> None:
+        if not self._fs.exists(path):  # a race is harmless: both attempts are whole and equal
+            self._fs.pipe_file(path, text.encode())
+
+    def _commit_local(self, folder: Path, attempt: str, text: str) -> None:
+        temporary = folder / f".{attempt}.json"
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, folder / MANIFEST)  # fails where one exists: the first one stays
+        except FileExistsError:
+            shutil.rmtree(folder / attempt)
+        finally:
+            temporary.unlink()
+
+    def _discard(self, stage: str, key: str, attempt: str) -> None:
+        if self.remote:
+            with contextlib.suppress(OSError):
+                self._fs.rm(f"{self._prefix}/{stage}/{key}/{attempt}", recursive=True)
+            return
+        folder = Path(self.root, stage, key)
+        shutil.rmtree(folder / attempt, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only where nothing else is in it
+
+    def _read_manifest(self, stage: str, key: str) -> dict[str, Any] | None:
+        try:
+            if self.remote:
+                text = self._fs.cat_file(f"{self._prefix}/{stage}/{key}/{MANIFEST}").decode()
+            else:
+                text = Path(self.root, stage, key, MANIFEST).read_text()
+        except FileNotFoundError:
+            return None
+        return json.loads(text)
+
+    def _mirror(self, stage: str, key: str, manifest: dict[str, Any]) -> Path:
+        """Copy the files to this node's cache, once."""
+        cache = Path("~/.cache/kdfm_ray/mirror").expanduser()
+        here = hashlib.sha256(self.root.encode()).hexdigest()[:16]
+        target = cache / here / stage / key / manifest["attempt"]
+        if target.is_dir():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent))
+        try:
+            for name in manifest["files"]:
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                source = f"{self._prefix}/{stage}/{key}/{manifest['attempt']}/{name}"
+                self._fs.get_file(source, str(temporary / name))
+            _check_files(temporary, manifest, hashes=True)
+            with contextlib.suppress(OSError):  # another process of this node was first
+                temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return target
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"store folder {path} cannot be made ({error.strerror}): give a folder you can write "
+            "to with --store or KDFM_STORE"
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"store folder {path} is not writable: give another with --store")
+
+
+def _check_files(path: Path, manifest: dict[str, Any], *, hashes: bool = False) -> None:
+    for name, facts in manifest["files"].items():
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        damaged = size != facts["size"] or (
+            hashes and facts["sha256"] is not None and _sha(file) != facts["sha256"]
+        )
+        if damaged:
+            raise UserError(
+                f"artefact file {file} is damaged or missing ({size} bytes, {facts['size']} "
+                f"expected): delete the folder {path.parent} to have the stage done again"
+            )
+
+
+def _sha(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""The one training loop, what it saves, and evaluation. No Ray here."""

@@ -1,0 +1,63 @@
+"""Predictions of a network over many images, and accuracy."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdfm_ray.config import Precision
+from kdfm_ray.models.backbone import Network
+from kdfm_ray.models.precision import autocast
+from kdfm_ray.train.batches import ImageSource
+
+
+@torch.inference_mode()
+def predict(
+    network: Network,
+    source: ImageSource,
+    index: np.ndarray,
+    *,
+    batch_size: int,
+    precision: Precision,
+) -> tuple[Tensor, Tensor]:
+    """Class probabilities and embeddings of images, unaugmented, in eval mode.
+
+    Args:
+        network: on the source's device; its mode is put back afterwards.
+        source: gives uint8 ``[n, C, H, W]`` by position.
+        index: int64 ``[m]`` positions.
+        batch_size: images per forward pass.
+        precision: of the forward pass; probabilities are float32 either way.
+
+    Returns:
+        Float32 CPU tensors ``[m, K]`` (rows sum to 1) and ``[m, D]``.
+    """
+    was_training = network.training
+    network.eval()
+    probs, embeddings = [], []
+    for start in range(0, len(index), batch_size):
+        with autocast(source.device, precision):
+            output = network(source(index[start : start + batch_size]))
+        probs.append(output.logits.softmax(dim=1).cpu())
+        embeddings.append(output.embeddings.cpu())
+    network.train(was_training)
+    if not probs:
+        return torch.empty(0, 0), torch.empty(0, 0)
+    return torch.cat(probs), torch.cat(embeddings)
+
+
+def count_correct(
+    network: Network,
+    source: ImageSource,
+    index: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    precision: Precision,
+) -> int:
+    """How many images at ``index`` get their true class; ``labels`` int64 ``[m]`` of those."""
+    if len(index) == 0:
+        return 0
+    probs, _ = predict(network, source, index, batch_size=batch_size, precision=precision)
+    return int((probs.argmax(dim=1).numpy() == labels).sum())

@@ -1,0 +1,266 @@
+"""The only training loop: outer, inner, plain FixMatch and labeled-only networks alike.
+
+Time is ``step``, the number of finished optimizer updates. Metrics stay sums on the device until
+a line of them is written; then they are added over workers and divided once.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdfm_ray.config import Config, Precision
+from kdfm_ray.data.streams import rng
+from kdfm_ray.method.fixmatch import Loss, StepOutput, fixmatch_step, supervised_step
+from kdfm_ray.method.losses import make_loss
+from kdfm_ray.models.backbone import Network, Output
+from kdfm_ray.models.ema import Ema
+from kdfm_ray.models.precision import autocast
+from kdfm_ray.train.batches import Batch, Batches, ImageSource, TrainingData
+from kdfm_ray.train.evaluate import count_correct
+from kdfm_ray.train.optimizer import cosine_factor, make_optimizer
+from kdfm_ray.train.runtime import Runtime
+
+Role = Literal["baseline", "outer", "inner"]
+EVAL_BATCH = 512  # images per forward pass of a validation
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished training leaves.
+
+    Attributes:
+        network: the averaged (EMA) network, in eval mode; the same on all workers.
+        metrics: one dict per line of ``metrics.jsonl``, on rank 0; empty elsewhere.
+        val_accuracy: top-1 fraction on the validation split; ``None`` without one.
+        seconds: wall time of the loop.
+    """
+
+    network: Network
+    metrics: list[dict[str, Any]]
+    val_accuracy: float | None
+    seconds: float
+
+
+def train_network(
+    network: Network,
+    data: TrainingData,
+    config: Config,
+    role: Role,
+    runtime: Runtime,
+    *,
+    precision: Precision,
+) -> TrainResult:
+    """Train ``network`` for ``config.train.steps`` updates and return its moving average.
+
+    Raises:
+        FloatingPointError: the loss became NaN or infinite; names the step.
+        ValueError: ``norm_sync = global`` on a CPU.
+    """
+    train = config.train
+    network.to(runtime.device, memory_format=_memory_format(train.memory_format)).train()
+    ema = Ema(network, train.ema_decay, warmup=train.ema_warmup)
+    wrapped = runtime.wrap(network, norm_sync=train.norm_sync)
+    optimizer = make_optimizer(
+        train.optimizer,
+        network,
+        learning_rate=train.learning_rate,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        layer_decay=train.layer_decay,
+    )
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    batches = Batches(data, config, role, runtime)
+    update = _Update(wrapped, config, role, runtime, precision)
+    meter = _Meter(role, batches, config, runtime)
+    random_layers = _has_dropout(network)
+
+    started = time.perf_counter()
+    for step in range(train.steps):
+        if random_layers:
+            _reseed(config.seed, step, f"{role}/dropout/{runtime.rank}")
+        factor = cosine_factor(step, train.steps, warmup_steps=train.warmup_steps)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * factor
+        output = update(batches.at(step))
+        optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()
+        optimizer.step()
+        ema.update(network, step)
+
+        done = step + 1
+        meter.add(output.sums)
+        if done % train.log_every == 0 or done == train.steps:
+            meter.write(done, learning_rate=train.learning_rate * factor)
+        if done % train.eval_every == 0 or done == train.steps:
+            accuracy = validate(ema.network, batches.source, data, runtime, precision)
+            meter.write_validation(done, accuracy)
+    runtime.average_buffers(ema.network)
+    seconds = time.perf_counter() - started
+    return TrainResult(ema.network, meter.lines, meter.val_accuracy, seconds)
+
+
+def validate(
+    network: Network,
+    source: ImageSource,
+    data: TrainingData,
+    runtime: Runtime,
+    precision: Precision,
+) -> float | None:
+    """Top-1 fraction on the validation split, each worker doing its share."""
+    index = data.split.val_index
+    if len(index) == 0:
+        return None
+    runtime.average_buffers(network)
+    mine = index[runtime.rank :: runtime.world_size]
+    correct = count_correct(
+        network, source, mine, data.labels[mine], batch_size=EVAL_BATCH, precision=precision
+    )
+    total = runtime.sum_over_workers(torch.tensor([correct], device=runtime.device))
+    return total.item() / len(index)
+
+
+class _Update:
+    """Loss of one batch: binds the step of the method to the config's numbers."""
+
+    def __init__(
+        self,
+        wrapped: nn.Module,
+        config: Config,
+        role: Role,
+        runtime: Runtime,
+        precision: Precision,
+    ) -> None:
+        self._wrapped, self._config, self._role = wrapped, config, role
+        self._device, self._precision = runtime.device, precision
+        # A mean over the global batch: DDP divides by the number of workers, so we do not.
+        self._denom_x = config.train.batch_size / runtime.world_size
+        self._denom_u = self._denom_x * config.fixmatch.mu
+        inner = config.inner
+        self._loss: Loss = make_loss(
+            inner.loss if role == "inner" else "ce",
+            alpha=inner.sce_alpha,
+            beta=inner.sce_beta,
+            q=inner.gce_q,
+        )
+        self._tau = inner.tau_inner if role == "inner" else config.fixmatch.tau
+
+    def __call__(self, batch: Batch) -> StepOutput:
+        if self._role == "baseline":
+            return supervised_step(
+                self._forward, batch.images_x, batch.label_x, denom_x=self._denom_x
+            )
+        return fixmatch_step(
+            self._forward,
+            batch.images_x,
+            batch.label_x,
+            batch.weak_u,
+            batch.strong_u,
+            batch.trusted_u,
+            batch.truth_u,
+            tau=self._tau,
+            lambda_u=self._config.fixmatch.lambda_u,
+            unlabeled_loss=self._loss,
+            denom_x=self._denom_x,
+            denom_u=self._denom_u,
+        )
+
+    def _forward(self, images: Tensor) -> Output:
+        # One autocast region per pass: its cache of cast weights must not carry weights that the
+        # pass without a graph has cast into the pass that needs their gradient.
+        with autocast(self._device, self._precision):
+            return self._wrapped(images)
+
+
+class _Meter:
+    """Adds up what steps report, and turns it into lines of metrics on rank 0."""
+
+    def __init__(self, role: Role, batches: Batches, config: Config, runtime: Runtime) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self.val_accuracy: float | None = None
+        self._role, self._batches, self._config, self._runtime = role, batches, config, runtime
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._since = time.perf_counter()
+
+    def add(self, sums: dict[str, Tensor]) -> None:
+        for name, value in sums.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._steps += 1
+
+    def write(self, step: int, *, learning_rate: float) -> None:
+        names = list(self._sums)
+        totals = torch.stack([self._sums[name].to(torch.float64) for name in names])
+        values = self._runtime.sum_over_workers(totals).tolist()
+        sums = dict(zip(names, values, strict=True))
+        _check_finite(sums, step, self._role)
+        now = time.perf_counter()
+        views = self._batches.size_x + 2 * self._batches.size_u
+        line = self._means(sums) | {
+            "learning_rate": learning_rate,
+            "images_per_second": views * self._steps / (now - self._since),
+        }
+        self._sums, self._steps, self._since = {}, 0, now
+        self._put(step, line)
+
+    def write_validation(self, step: int, accuracy: float | None) -> None:
+        self._since = time.perf_counter()  # validation is no training time
+        if accuracy is None:
+            return
+        self.val_accuracy = accuracy
+        self._put(step, {"val_accuracy": accuracy})
+
+    def _means(self, sums: dict[str, float]) -> dict[str, float | None]:
+        count_x = self._batches.size_x * self._steps
+        loss_x = sums["loss_x"] / count_x
+        if "loss_u" not in sums:
+            return {"loss": loss_x, "loss_x": loss_x}
+        count_u = self._batches.size_u * self._steps
+        loss_u = sums["loss_u"] / count_u
+        known = sums["known"]
+        return {
+            "loss": loss_x + self._config.fixmatch.lambda_u * loss_u,
+            "loss_x": loss_x,
+            "loss_u": loss_u,
+            "mask_rate": sums["mask"] / count_u,
+            "trusted_rate": sums["trusted"] / count_u,
+            "override_rate": sums["override"] / count_u,
+            "pseudo_label_precision": sums["correct"] / known if known else None,
+        }
+
+    def _put(self, step: int, values: dict[str, Any]) -> None:
+        if self._runtime.rank != 0:
+            return
+        line = {"stage": self._role, "step": step} | values
+        self.lines.append(line)
+        self._runtime.emit(line | {"total": self._config.train.steps})
+
+
+def _check_finite(sums: dict[str, float], step: int, role: str) -> None:
+    bad = [name for name in ("loss_x", "loss_u") if not abs(sums.get(name, 0.0)) < float("inf")]
+    if bad:
+        raise FloatingPointError(
+            f"the {role} network's {' and '.join(bad)} became NaN or infinite in the updates "
+            f"before step {step}: lower train.learning_rate, or use train.precision fp32"
+        )
+
+
+def _memory_format(name: str) -> torch.memory_format:
+    return torch.channels_last if name == "channels_last" else torch.contiguous_format
+
+
+def _has_dropout(network: nn.Module) -> bool:
+    """Whether the network draws random numbers (dropout, drop-path) in train mode."""
+    return any(
+        getattr(module, "p", 0.0) or getattr(module, "drop_prob", 0.0)
+        for module in network.modules()
+        if "drop" in type(module).__name__.lower()
+    )
+
+
+def _reseed(seed: int, step: int, stream: str) -> None:
+    torch.manual_seed(int(rng(seed, step, stream).integers(2**63)))

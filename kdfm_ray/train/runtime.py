@@ -1,0 +1,74 @@
+"""The seam between the loop and whatever runs it: a handful of facts and three collective acts.
+
+``jobs/train.py`` fills it in from Ray Train; a test or a notebook makes one by hand. Collectives
+go through ``torch.distributed``, which whoever starts several workers has set up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from kdfm_ray.types import Emit, Event
+
+
+def ignore(event: Event) -> None:
+    """Listen to nothing."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where this worker stands.
+
+    Attributes:
+        rank: 0 .. world_size - 1; rank 0 reports and saves.
+        world_size: number of workers.
+        device: where this worker computes.
+        emit: takes progress events; called by rank 0 only.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    emit: Emit = ignore
+
+    def wrap(self, network: nn.Module, *, norm_sync: str) -> nn.Module:
+        """The network with gradients averaged over workers.
+
+        Batch-norm buffers stay a worker's own while training, where they are not read;
+        ``average_buffers`` brings them together before they are.
+        """
+        if norm_sync == "global":
+            if self.device.type != "cuda":
+                raise ValueError(
+                    "train.norm_sync = global is torch's SyncBatchNorm, which runs on GPUs only: "
+                    "use train.norm_sync = local on CPUs"
+                )
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        if self.world_size == 1:
+            return network
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+
+    def sum_over_workers(self, values: Tensor) -> Tensor:
+        """Elementwise sum, in place, the same on all workers."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    @torch.no_grad()
+    def average_buffers(self, network: nn.Module) -> None:
+        """Mean of floating-point buffers (running statistics) over workers, in place."""
+        if self.world_size == 1:
+            return
+        buffers = [b for b in network.buffers() if b.is_floating_point()]
+        if not buffers:
+            return
+        flat = self.sum_over_workers(torch.cat([b.flatten() for b in buffers])) / self.world_size
+        parts = flat.split([b.numel() for b in buffers])
+        for buffer, mean in zip(buffers, parts, strict=True):
+            buffer.copy_(mean.view_as(buffer))

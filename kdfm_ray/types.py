@@ -1,0 +1,61 @@
+"""The few types that stages hand to each other.
+
+Legend: N images, H x W pixels, C channels (1 or 3), K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+UNKNOWN = -1  # a label that is not known
+
+Event = dict[str, Any]
+Emit = Callable[[Event], None]  # how a stage tells the live view where it is
+
+
+class UserError(Exception):
+    """A mistake that the person at the keyboard can mend; its text is all that they need to see."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in memory (or memory-mapped) with their labels.
+
+    Attributes:
+        images: uint8 ``[N, H, W, C]``, possibly a read-only memory map.
+        labels: int64 ``[N]`` class numbers; ``-1`` where the class is not known.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        assert self.images.ndim == 4, self.images.shape
+        assert self.images.dtype == np.uint8, self.images.dtype
+        assert self.labels.shape == self.images.shape[:1], self.labels.shape
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set before it is split: everything that may be trained on, and a test set where there is one.
+
+    Attributes:
+        name: the catalog's name, or ``folders``.
+        classes: class names; position = class number.
+        train: labeled and unlabeled images together.
+        test: read once, at the end; ``None`` where there is none.
+        flip: whether a horizontal flip keeps the class (not for digits).
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet | None
+    flip: bool

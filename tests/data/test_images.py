@@ -1,0 +1,186 @@
+"""Decoding: every kind of picture becomes the right RGB square, or is named with the reason."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from kdfm_ray.data.images import decode, decode_files, resize, suffixes
+from kdfm_ray.types import UserError
+
+ORIENTATION = 0x0112
+
+
+def photo(width=60, height=40):
+    """A smooth RGB picture without symmetry."""
+    y, x = np.mgrid[0:height, 0:width]
+    red, green = 255 * x / width, 255 * y / height
+    blue = 127 + 100 * np.sin(x / 9) * np.cos(y / 7)
+    return Image.fromarray(np.stack([red, green, blue], -1).astype(np.uint8))
+
+
+def flat(path, mode, color, **options):
+    Image.new(mode, (8, 8), color).save(path, **options)
+    return decode(path, 4)
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "ending", "expected"),
+    [
+        ("RGB", (10, 200, 30), ".png", (10, 200, 30)),
+        ("L", 77, ".png", (77, 77, 77)),
+        ("1", 1, ".png", (255, 255, 255)),
+        ("RGBA", (200, 0, 0, 255), ".png", (200, 0, 0)),
+        ("RGBA", (200, 0, 0, 0), ".png", (255, 255, 255)),  # clear: the white behind it
+        ("RGBA", (200, 0, 0, 51), ".png", (244, 204, 204)),  # a fifth of it, on white
+        ("LA", (100, 0), ".png", (255, 255, 255)),
+        ("I;16", 0x8040, ".png", (128, 128, 128)),
+        ("I;16", 0xFFFF, ".tif", (255, 255, 255)),
+        ("I", 0x4000, ".tif", (64, 64, 64)),
+        ("CMYK", (0, 0, 0, 0), ".tif", (255, 255, 255)),
+        ("CMYK", (255, 0, 0, 0), ".tif", (0, 255, 255)),
+        ("RGB", (10, 200, 30), ".bmp", (10, 200, 30)),
+        ("L", 9, ".gif", (9, 9, 9)),
+    ],
+)
+def test_modes(tmp_path, mode, color, ending, expected):
+    found = flat(tmp_path / f"a{ending}", mode, color)
+    assert found.shape == (4, 4, 3)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, np.broadcast_to(expected, (4, 4, 3)))
+
+
+def test_palette_with_and_without_a_clear_color(tmp_path):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 50, 60, 70])
+    image.save(tmp_path / "a.png")
+    assert decode(tmp_path / "a.png", 4)[0, 0].tolist() == [50, 60, 70]
+    image.save(tmp_path / "b.png", transparency=1)
+    assert decode(tmp_path / "b.png", 4)[0, 0].tolist() == [255, 255, 255]
+    image.save(tmp_path / "c.png", transparency=bytes([255, 0]))  # one alpha a palette entry
+    assert decode(tmp_path / "c.png", 4)[0, 0].tolist() == [255, 255, 255]
+
+
+def test_cmyk_jpeg_is_not_inverted(tmp_path):
+    found = flat(tmp_path / "a.jpg", "CMYK", (255, 0, 0, 0), quality=100)
+    np.testing.assert_allclose(found.reshape(-1, 3).mean(0), (0, 255, 255), atol=3)
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("L", (8, 8), value) for value in (10, 200)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert decode(tmp_path / "a.gif", 4)[0, 0].tolist() == [10, 10, 10]
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".tif", ".webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_camera_rotation_is_undone(tmp_path, orientation, ending):
+    path = tmp_path / f"a{ending}"
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    photo(48, 48).save(path, exif=exif, quality=100)
+    with Image.open(path) as file:
+        expected = np.asarray(ImageOps.exif_transpose(file).convert("RGB").resize((16, 16), 2))
+    np.testing.assert_allclose(decode(path, 16).astype(int), expected, atol=1)
+
+
+def test_broken_exif_does_not_hide_a_good_picture(tmp_path):
+    photo().save(tmp_path / "good.png")
+    photo().save(tmp_path / "a.png", exif=b"Exif\0\0garbage, not a TIFF head")
+    np.testing.assert_array_equal(decode(tmp_path / "a.png", 8), decode(tmp_path / "good.png", 8))
+
+
+@pytest.mark.parametrize("size", [(60, 40), (40, 60), (41, 67), (20, 20), (16, 9), (16, 16)])
+def test_shorter_side_then_center(tmp_path, size):
+    """Against the plain way: resize the whole picture, then cut the center."""
+    image = photo(*size)
+    image.save(tmp_path / "a.png")
+    s, (width, height) = 16, size
+    scale = s / min(width, height)
+    whole = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+    left, top = (whole.width - s) // 2, (whole.height - s) // 2
+    expected = np.asarray(whole.crop((left, top, left + s, top + s))).astype(int)
+    found = decode(tmp_path / "a.png", s).astype(int)
+    # The plain way rounds to whole pixels; the picture's steepest slope is 16 a pixel.
+    assert np.abs(found - expected).max() <= 16 * 0.5 / min(1, scale) + 1
+    assert np.abs(found - expected).mean() < 5
+
+
+def test_center_is_the_center(tmp_path):
+    pixels = np.zeros((10, 30, 3), dtype=np.uint8)
+    pixels[:, 10:20] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = decode(tmp_path / "a.png", 10)
+    assert (found == 255).all()
+
+
+def test_a_large_jpeg_decoded_small_looks_the_same(tmp_path):
+    photo(1024, 768).save(tmp_path / "a.jpg", quality=95)
+    with Image.open(tmp_path / "a.jpg") as file:
+        full = file.resize((32, 32), Image.Resampling.BILINEAR, box=(128, 0, 896, 768))
+    difference = decode(tmp_path / "a.jpg", 32).astype(int) - np.asarray(full)
+    assert np.abs(difference).max() <= 4
+
+
+def test_files_keep_their_order_and_tell_progress(tmp_path):
+    paths = []
+    for i in range(100):
+        Image.new("L", (6, 6), i).save(path := tmp_path / f"{99 - i}.png")
+        paths.append(path)
+    events = []
+    images = decode_files(paths, 6, events.append)
+    assert images.shape == (100, 6, 6, 3)
+    assert images[:, 0, 0, 0].tolist() == list(range(100))
+    assert events[-1] == {"stage": "data", "phase": "decode", "step": 100, "total": 100}
+    assert [e["step"] for e in events] == sorted({e["step"] for e in events})
+
+
+def test_unreadable_files_are_all_found_and_named(tmp_path):
+    good = tmp_path / "good.jpg"
+    photo(200, 200).save(good)
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "cut.jpg").write_bytes(good.read_bytes()[:2000])
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
+    Image.new("F", (4, 4)).save(tmp_path / "float.tif")
+    names = ["good.jpg", "text.jpg", "empty.png", "cut.jpg", "link.jpg", "float.tif"]
+    with pytest.raises(UserError) as caught:
+        decode_files([tmp_path / name for name in names], 8)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "5 of 6 images cannot be read:"
+    reasons = ["not an image", "not an image", "truncated", "no such file", "floating-point"]
+    for line, name, reason in zip(lines[1:6], names[1:], reasons, strict=True):
+        assert line.startswith(f"  {tmp_path / name}: ")
+        assert reason in line
+    assert lines[6].startswith("Mend them")
+
+
+def test_ten_unreadable_files_are_named_the_rest_counted(tmp_path):
+    paths = [tmp_path / f"{i:02}.png" for i in range(73)]
+    with pytest.raises(UserError, match=re.escape("73 of 73")) as caught:
+        decode_files(paths, 8)
+    lines = str(caught.value).splitlines()
+    assert [line.split("/")[-1][:6] for line in lines[1:11]] == [p.name for p in paths[:10]]
+    assert lines[11].strip() == "and 63 more"
+
+
+def test_endings():
+    assert {".jpg", ".jpeg", ".png", ".webp", ".tiff", ".bmp", ".gif"} <= suffixes()
+    assert not {".pdf", ".eps", ".h5", ".mpg", ".txt", ".mp4"} & suffixes()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resize_is_pillows(channels):
+    images = np.random.default_rng(0).integers(0, 256, (5, 12, 12, channels), dtype=np.uint8)
+    found = resize(images, 7)
+    for image, small in zip(images, found, strict=True):
+        expected = Image.fromarray(image.squeeze()).resize((7, 7), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(small.squeeze(), np.asarray(expected))
+
+
+def test_resize_to_the_same_size_only_orders_memory():
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)
+    found = resize(images.transpose(0, 2, 3, 1), 8)
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(found, images.transpose(0, 2, 3, 1))
