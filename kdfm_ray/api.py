@@ -186,22 +186,24 @@ def preset_name(preset: str) -> str:
 def find_problems(values: Mapping[str, Any]) -> list[str]:
     """Names, folders and files in ``values`` that do not exist: found without images or Ray."""
     from kdfm_ray.data import catalog
-    from kdfm_ray.models import backbone
+    from kdfm_ray.models import factory
 
     problems = []
-    data, model = values.get("data") or {}, values.get("model") or {}
-    checks = [(catalog.check_name, data.get("name")), (backbone.check_name, model.get("name"))]
-    for check, name in checks:
-        try:
-            if name is not None:
-                check(name)
-        except (UserError, ValueError) as error:
-            problems.append(str(error))
+    data, model = values["data"], values["model"]
+    try:
+        if data["name"] is not None:
+            catalog.check_name(data["name"])
+    except UserError as error:
+        problems.append(f"data.name: {error}")
+    try:
+        factory.check_name(model["name"], model["norm"])
+    except ValueError as error:
+        problems.append(f"model.name: {error}")
     for name in ("labeled", "unlabeled", "test"):
-        path = data.get(name)
+        path = data[name]
         if path is not None and not Path(path).expanduser().is_dir():
             problems.append(f"data.{name} = {path}: no such folder; give an existing folder")
-    pretrained = model.get("pretrained", "no")
+    pretrained = model["pretrained"]
     if pretrained not in ("no", "yes") and not Path(pretrained).expanduser().is_file():
         problems.append(
             f"model.pretrained = {pretrained}: no such file; give no, yes, or a file of weights"

@@ -90,12 +90,12 @@ def affine_index(
 
 
 def affine_matrices(
-    names: list[str], magnitude: Float[np.ndarray, " n"], size: tuple[int, int]
+    kind: Int[np.ndarray, " n"], magnitude: Float[np.ndarray, " n"], size: tuple[int, int]
 ) -> Float[np.ndarray, "n 6"]:
     """The six numbers of ``affine_index`` for one operation per image.
 
     Args:
-        names: n of ``AFFINE``.
+        kind: positions in ``AFFINE``.
         magnitude: of rotate: degrees counterclockwise about the middle; of shear: pixels per
             pixel, where row 0 or column 0 stays; of translate: the fraction of the width or
             height, rounded to whole pixels, by which the content moves left or up.
@@ -103,9 +103,8 @@ def affine_matrices(
     """
     h, w = size
     amount = magnitude.astype(np.float64)
-    matrices = np.tile([1.0, 0.0, 0.0, 0.0, 1.0, 0.0], (len(names), 1))
-    kind = np.array(names, dtype=object)
-    rows = {name: np.flatnonzero(kind == name) for name in AFFINE}
+    matrices = np.tile([1.0, 0.0, 0.0, 0.0, 1.0, 0.0], (len(kind), 1))
+    rows = {name: np.flatnonzero(kind == k) for k, name in enumerate(AFFINE)}
 
     turned = rows["rotate"]
     angle = -np.deg2rad(amount[turned])

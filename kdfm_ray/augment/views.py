@@ -54,7 +54,8 @@ PROB = 0.5  # that a drawn operation is applied; not in the paper, but in its au
 
 NAMES = tuple(OPS)
 _IDENTITY = NAMES.index("identity")
-_IS_AFFINE = np.array([name in geometry.AFFINE for name in NAMES])
+_AFFINE = np.array([NAMES.index(name) for name in geometry.AFFINE])
+_IS_AFFINE = np.isin(np.arange(len(NAMES)), _AFFINE)
 _LOOKS = np.array([name in {**pointwise.IMAGE_TABLES, **pointwise.MIXERS} for name in NAMES])
 
 Images = UInt8[Tensor, "n c h w"]
@@ -189,12 +190,7 @@ def strong_view(images: Images, params: StrongParams) -> Images:
     op = np.where(params.apply, params.op, _IDENTITY)
     phase = _phases(op)
     index = _weak_index(images, params.weak)
-    _fuse_(
-        index,
-        np.where(phase == 0, op, _IDENTITY),
-        params.magnitude,
-        (images.shape[2], images.shape[3]),
-    )
+    _fuse_(index, np.where(phase == 0, op, _IDENTITY), params.magnitude, _size(images))
     views = geometry.resample(images, index)
     for now in range(1, phase.max(initial=0) + 1):
         here = np.where(phase == now, op, _IDENTITY)
@@ -234,8 +230,8 @@ def _fuse_(index: Tensor, op: np.ndarray, magnitude: np.ndarray, size: tuple[int
         rows = np.flatnonzero(_IS_AFFINE[op[:, slot]])
         if len(rows) == 0:
             continue
-        names = [NAMES[code] for code in op[rows, slot]]
-        matrices = geometry.affine_matrices(names, magnitude[rows, slot], size)
+        kind = np.argmax(op[rows, slot, None] == _AFFINE, axis=1)
+        matrices = geometry.affine_matrices(kind, magnitude[rows, slot], size)
         then = geometry.affine_index(matrices, size, index.device)
         where = _on(index, rows)
         _put_(index, where, geometry.compose(index.index_select(0, where), then, size))
@@ -244,9 +240,8 @@ def _fuse_(index: Tensor, op: np.ndarray, magnitude: np.ndarray, size: tuple[int
 def _move_(images: Tensor, op: np.ndarray, magnitude: np.ndarray) -> None:
     """Carry out the geometric ones among the operations [n, k], in place."""
     rows = np.flatnonzero(_IS_AFFINE[op].any(axis=1))
-    size = (images.shape[2], images.shape[3])
-    index = geometry.identity_index(len(rows), size, images.device)
-    _fuse_(index, op[rows], magnitude[rows], size)
+    index = geometry.identity_index(len(rows), _size(images), images.device)
+    _fuse_(index, op[rows], magnitude[rows], _size(images))
     where = _on(images, rows)
     _put_(images, where, geometry.resample(images.index_select(0, where), index))
 
@@ -308,7 +303,11 @@ def _put_(target: Tensor, where: Tensor, rows: Tensor) -> None:
 def _weak_index(images: Tensor, params: WeakParams) -> Tensor:
     assert len(params.dx) == len(images), (len(params.dx), len(images))
     dx, dy, flip = (_on(images, part) for part in params)
-    return geometry.weak_index(dx, dy, flip, (images.shape[2], images.shape[3]))
+    return geometry.weak_index(dx, dy, flip, _size(images))
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    return images.shape[2], images.shape[3]
 
 
 def _on(images: Tensor, values: np.ndarray) -> Tensor:

@@ -65,9 +65,7 @@ def normalized_mutual_information(
     return float(normalized_mutual_info_score(label, cluster))
 
 
-def adjusted_rand_index(
-    cluster: Int64[np.ndarray, " n"], label: Int64[np.ndarray, " n"]
-) -> float:
+def adjusted_rand_index(cluster: Int64[np.ndarray, " n"], label: Int64[np.ndarray, " n"]) -> float:
     """ARI, about 0 for chance and 1 for equality; noise counts as a cluster of its own."""
     from sklearn.metrics import adjusted_rand_score
 

@@ -18,6 +18,7 @@ Legend: n points, d embedding size, l latent size, k clusters.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -34,6 +35,7 @@ from kdfm_ray.trust.kmeans import check_points, fit_kmeans
 from kdfm_ray.types import Emit
 
 MAX_FLOATS = 2**22  # of the [rows, k, l] differences: bounds the memory of a full-set pass
+SMALL_STEP = 2**25  # multiplications of one layer; below, two threads cost more than they give
 
 
 def soft_assign(z: Float[Tensor, "n l"], centroids: Float[Tensor, "k l"]) -> Float[Tensor, "n k"]:
@@ -86,7 +88,9 @@ class DeepClusters(nn.Module):
     def soft_assign(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """q of any number of points, in batches that fit in memory."""
         rows = max(1, MAX_FLOATS // self.centroids.numel())
-        return torch.cat([soft_assign(self.encoder(part), self.centroids) for part in x.split(rows)])
+        return torch.cat(
+            [soft_assign(self.encoder(part), self.centroids) for part in x.split(rows)]
+        )
 
     def assign(self, x: Float[np.ndarray, "n d"]) -> Int64[np.ndarray, " n"]:
         """The most likely cluster of every point, which is that of the nearest centroid."""
@@ -175,8 +179,11 @@ def fit_dec(
     batches = _batches(len(x), batch_size, seed, points.device)
     emit = emit or (lambda event: None)
 
+    threads = 1 if batch_size * hidden * x.shape[1] < SMALL_STEP else torch.get_num_threads()
+
     clock = [time.perf_counter()]
-    _pretrain(model, points, batches, pretrain_epochs, batch_size, learning_rate, emit)
+    with _threads(threads):
+        _pretrain(model, points, batches, pretrain_epochs, batch_size, learning_rate, emit)
     clock.append(time.perf_counter())
     centroids, _ = fit_kmeans(
         model.encode(points).cpu().numpy(), k, seed=seed, restarts=kmeans_restarts, gpu=gpu
@@ -184,12 +191,12 @@ def fit_dec(
     model.centroids.data.copy_(torch.from_numpy(centroids))
     start = copy.deepcopy(model)
     clock.append(time.perf_counter())
-    history, stopped_by = _refine(
-        model, points, batches, update_interval, tol, max_iter, learning_rate, gamma, emit
-    )
+    with _threads(threads):
+        history, stopped_by = _refine(
+            model, points, batches, update_interval, tol, max_iter, learning_rate, gamma, emit
+        )
     clock.append(time.perf_counter())
 
-    iterations = int(history[-1]["step"])
     if stopped_by == "diverged":
         model = start
     return DecResult(
@@ -199,7 +206,7 @@ def fit_dec(
         clusters=model,
         start=start,
         history=history,
-        iterations=iterations,
+        iterations=int(history[-1]["step"]),
         stopped_by=stopped_by,
         moved={
             "encoder": _moved(start.encoder.parameters(), model.encoder.parameters()),
@@ -290,6 +297,18 @@ def _entry(
         before, after = kl_divergence(old_p, old_q).item(), kl_divergence(old_p, q).item()
     kl = kl_divergence(p, q).item()
     return {"step": step, "changed": changed, "kl": kl, "kl_before": before, "kl_after": after}
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch's CPU threads within a block. A step here is a millisecond of small matrices: with two
+    threads it was three times as expensive on a busy two-core machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _batches(n: int, size: int, seed: int, device: torch.device) -> Iterator[Int64[Tensor, " b"]]:

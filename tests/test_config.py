@@ -1,0 +1,94 @@
+"""The config: what it refuses, what its hash covers, and that it survives a file."""
+
+import pytest
+
+from experiments import PRESETS
+from kdfm_ray.config import Config, parse_config
+from kdfm_ray.types import UserError
+
+
+def values(**sections):
+    return {"data": {"name": "digits"}} | sections
+
+
+def test_all_mistakes_are_reported_together():
+    bad = values(train={"steps": 0, "stepz": 3}, model={"norm": "layer"}, sed=1)
+    with pytest.raises(UserError) as error:
+        parse_config(bad)
+    text = str(error.value)
+    assert "4 mistakes" in text
+    assert "train.steps = 0" in text
+    assert "train.stepz: unknown; did you mean 'steps'?" in text
+    assert "model.norm = 'layer'" in text
+    assert "sed: unknown; did you mean 'seed'?" in text
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"data": {}}, "no data: give data.name"),
+        ({"data": {"name": "digits", "labeled": "x"}}, "not both"),
+        (values(scale={"num_workers": 40}), "scale.num_workers = 40 is more than the 32 labeled"),
+        (values(inner={"init": "pretrained"}), "inner.init = pretrained needs weights"),
+        (
+            values(train={"norm_sync": "global"}, scale={"use_gpu": "no"}),
+            "SyncBatchNorm, which runs on GPUs only",
+        ),
+        (values(train={"steps": 5, "warmup_steps": 5}), "must be below train.steps"),
+        (values(fixmatch={"tau": 1.5}), "fixmatch.tau = 1.5"),
+        (values(train={"learning_rate": float("nan")}), "train.learning_rate"),
+        ("text", "mistake"),
+    ],
+)
+def test_what_does_not_fit_is_refused(bad, message):
+    with pytest.raises(UserError, match="mistake") as error:
+        parse_config(bad)
+    assert message in str(error.value)
+
+
+def test_is_frozen():
+    config = parse_config(values())
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3
+
+
+def test_hash_covers_the_result_and_nothing_else():
+    config = parse_config(values())
+    same = parse_config(
+        values(out="elsewhere", store="s3://bucket", scale={"num_workers": 4}, label={"num_actors": 3})
+        | {"data": {"name": "digits", "root": "/somewhere"}}
+    )
+    assert config.hash() == same.hash()
+    assert config.hash() != parse_config(values(seed=1)).hash()
+    assert config.hash() != parse_config(values(select={"tau_select": 0.7})).hash()
+
+
+def test_survives_yaml(tmp_path):
+    config = parse_config(values(select={"hidden_dims": [64, 32]}, inner={"loss": "sce"}))
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert Config.from_yaml(path) == config
+
+
+def test_every_field_is_described():
+    def check(model, name):
+        for field, info in model.model_fields.items():
+            if hasattr(info.annotation, "model_fields"):
+                check(info.annotation, f"{name}.{field}")
+            else:
+                assert info.description, f"{name}.{field}"
+
+    check(Config, "config")
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_are_complete_configs(name):
+    assert isinstance(PRESETS[name](), Config)
+
+
+def test_the_papers_grid_is_there():
+    for data in ("cifar10", "svhn", "cifar100", "food101"):
+        for num_labels in (400, 1000, 2000, 4000):
+            config = PRESETS[f"{data}_{num_labels}"]()
+            assert (config.data.name, config.data.num_labels) == (data, num_labels)
+            assert (config.select.tau_select, config.inner.tau_inner) == (0.80, 0.95)

@@ -1,0 +1,111 @@
+"""Artefacts: whole or not there, the first one stays, damage is found; on folders and on URIs."""
+
+import json
+
+import pytest
+
+from kdfm_ray.store import Store, default_root
+from kdfm_ray.types import UserError
+
+
+@pytest.fixture(params=["folder", "uri"])
+def store(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # the cache of files from URIs
+    root = tmp_path / "store"
+    root.mkdir()
+    return Store(str(root) if request.param == "folder" else f"file://{root}")
+
+
+def write(store, text="hello", stage="outer", key="k1"):
+    with store.writing(stage, key) as draft:
+        (draft.path / "sub").mkdir()
+        (draft.path / "sub" / "data.txt").write_text(text)
+        draft.write_record({"length": len(text)})
+
+
+def test_round_trip(store):
+    assert store.find("outer", "k1") is None
+    write(store)
+    artifact = store.find("outer", "k1")
+    assert (artifact.path / "sub" / "data.txt").read_text() == "hello"
+    assert artifact.record() == {"length": 5}
+    assert store.find("inner", "k1") is None
+    assert Store(store.root).find("outer", "k1").path == artifact.path
+
+
+def test_a_crash_while_writing_leaves_nothing_to_read(store):
+    with pytest.raises(RuntimeError, match="crash"), store.writing("outer", "k1") as draft:
+        (draft.path / "data.txt").write_text("half")
+        raise RuntimeError("crash")
+    assert store.find("outer", "k1") is None
+    write(store)
+    assert store.find("outer", "k1") is not None
+
+
+def test_an_attempt_without_manifest_is_not_read(tmp_path):
+    store = Store(str(tmp_path))
+    write(store)
+    (tmp_path / "outer" / "k1" / "manifest.json").unlink()
+    assert store.find("outer", "k1") is None
+
+
+def test_the_first_of_two_attempts_stays(store):
+    with store.writing("outer", "k1") as slow:
+        write(store, "first")
+        (slow.path / "data.txt").write_text("second")
+        slow.write_record({"length": 6})
+    assert (store.find("outer", "k1").path / "sub" / "data.txt").read_text() == "first"
+
+
+def test_a_record_is_required(store):
+    with pytest.raises(AssertionError, match="record"), store.writing("outer", "k1") as draft:
+        (draft.path / "data.txt").write_text("x")
+
+
+@pytest.mark.parametrize("damage", ["cut", "lost"])
+def test_damage_is_found(tmp_path, damage):
+    store = Store(str(tmp_path))
+    write(store)
+    file = store.find("outer", "k1").path / "sub" / "data.txt"
+    if damage == "cut":
+        file.write_text("hel")
+    else:
+        file.unlink()
+    with pytest.raises(UserError, match=r"data\.txt is damaged or missing.*delete the folder"):
+        store.find("outer", "k1")
+
+
+def test_damage_on_the_way_from_a_uri_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    root = tmp_path / "store"
+    root.mkdir()
+    store = Store(f"file://{root}")
+    write(store)
+    (file,) = root.rglob("data.txt")
+    file.write_text("HELLO")  # the same size
+    with pytest.raises(UserError, match="damaged"):
+        store.find("outer", "k1")
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    store = Store(str(tmp_path))
+    write(store)
+    manifest = tmp_path / "outer" / "k1" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
+    with pytest.raises(UserError, match=r"newer kdfm_ray \(format 99"):
+        store.find("outer", "k1")
+
+
+def test_roots_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        Store(str(tmp_path / "file" / "store"))
+    with pytest.raises(UserError, match="fsspec"):
+        Store("nonsense://bucket/prefix")
+
+
+def test_default_root_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("KDFM_STORE", "/somewhere")
+    assert default_root() == "/somewhere"
+    monkeypatch.delenv("KDFM_STORE")
+    assert default_root().endswith(".cache/kdfm_ray/store")
