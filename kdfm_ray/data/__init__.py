@@ -1,1 +1,1 @@
-"""Images in: named data sets, folders, splits, and the endless streams of indices that training reads."""
+"""Images in: named data sets, folders, splits, and the endless streams of indices."""

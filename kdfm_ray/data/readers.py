@@ -12,7 +12,6 @@ import http.client
 import re
 import socket
 import tarfile
-import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -101,10 +100,7 @@ def cifar(root: Path, size: int, emit: Emit | None, *, kind: str) -> Parts:
     """``CIFAR10`` or ``CIFAR100`` (fine classes)."""
 
     def read(train: bool) -> Any:
-        with warnings.catch_warnings():
-            # The files were pickled by a NumPy whose booleans were 0 and 1; NumPy 2.4 minds that.
-            warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
-            return fetch(root, lambda sets: getattr(sets, kind)(root, train, download=True))
+        return fetch(root, lambda sets: getattr(sets, kind)(root, train, download=True))
 
     train, test = read(True), read(False)
     return (

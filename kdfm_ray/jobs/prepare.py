@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,12 +94,14 @@ def make_network(config: Config, facts: dict[str, Any], *, seed: int, pretrained
 
 def _prepare(store_root: str, config: Config, emit: Emit) -> tuple[str, str]:
     store = Store(store_root)
-    dataset_key = keys.dataset_key(config, _fingerprint(config))
+    listing = _list_files(config)
+    fingerprint = None if listing is None else listing.fingerprint()
+    dataset_key = keys.dataset_key(config, fingerprint)
     artifact = store.find("dataset", dataset_key)
     if artifact is None:
-        dataset = _load(config, emit)
+        dataset = _load(config, listing, emit)
         with store.writing("dataset", dataset_key) as draft:
-            _write_dataset(draft, dataset)
+            _write_dataset(draft, dataset, () if listing is None else listing.warnings)
         artifact = store.find("dataset", dataset_key)
         assert artifact is not None
     facts = artifact.record()
@@ -113,21 +116,19 @@ def _prepare(store_root: str, config: Config, emit: Emit) -> tuple[str, str]:
     return dataset_key, split_key
 
 
-def _fingerprint(config: Config) -> str | None:
+def _list_files(config: Config) -> folder.FolderListing | None:
     data = config.data
     if data.labeled is None:
         return None
-    paths = [path for path in (data.labeled, data.unlabeled, data.test) if path is not None]
-    return folder.fingerprint(paths)
+    return folder.list_folders(data.labeled, data.unlabeled, data.test)
 
 
-def _load(config: Config, emit: Emit) -> Dataset:
+def _load(config: Config, listing: folder.FolderListing | None, emit: Emit) -> Dataset:
     data = config.data
-    if data.name is not None:
-        return catalog.load(data.name, data.root.expanduser(), data.image_size)
-    assert data.labeled is not None
-    size = data.image_size or FOLDER_IMAGE_SIZE
-    return folder.load_folders(data.labeled, data.unlabeled, data.test, size, emit)
+    if listing is not None:
+        return folder.load_listing(listing, data.image_size or FOLDER_IMAGE_SIZE, emit)
+    assert data.name is not None
+    return catalog.load(data.name, data.root.expanduser(), data.image_size, emit)
 
 
 def _split(config: Config, labels: np.ndarray, facts: dict[str, Any]) -> Split:
@@ -135,6 +136,7 @@ def _split(config: Config, labels: np.ndarray, facts: dict[str, Any]) -> Split:
         return make_split(
             labels,
             len(facts["classes"]),
+            tuple(facts["classes"]),
             num_labels=config.data.num_labels,
             num_val=config.data.num_val,
             split_seed=config.split_seed,
@@ -143,7 +145,7 @@ def _split(config: Config, labels: np.ndarray, facts: dict[str, Any]) -> Split:
         raise UserError(str(error)) from error
 
 
-def _write_dataset(draft: Draft, dataset: Dataset) -> None:
+def _write_dataset(draft: Draft, dataset: Dataset, warnings: Sequence[str]) -> None:
     for part, images in (("train", dataset.train), ("test", dataset.test)):
         if images is not None:
             np.save(draft.path / f"{part}_images.npy", images.images)
@@ -156,6 +158,7 @@ def _write_dataset(draft: Draft, dataset: Dataset) -> None:
             "flip": dataset.flip,
             "num_train": len(dataset.train),
             "num_test": None if dataset.test is None else len(dataset.test),
+            "data_warnings": list(warnings),
         }
     )
 

@@ -55,7 +55,12 @@ def make_report(finished: Finished) -> dict[str, Any]:
         "keys": {stage: artifact.key for stage, artifact in artifacts.items()},
         "versions": versions(),
         "hardware": hardware(),
-        "warnings": facts["split_warnings"] + selection["warnings"] + verdict_warnings(test, val),
+        "warnings": [
+            *facts["data_warnings"],
+            *facts["split_warnings"],
+            *selection["warnings"],
+            *verdict_warnings(test, val),
+        ],
     }
 
 

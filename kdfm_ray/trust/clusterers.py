@@ -249,19 +249,19 @@ def _fit_dbscan(
     *,
     dbscan_eps: float | None = None,
     dbscan_eps_quantile: float = 0.5,
-    min_samples: int = 10,
+    dbscan_min_samples: int = 10,
 ) -> Clustering:
-    """A point is core when ``min_samples`` points, itself among them, lie within eps.
+    """A point is core when ``dbscan_min_samples`` points, itself among them, lie within eps.
 
     Without ``dbscan_eps`` (in scaled units) eps is the ``dbscan_eps_quantile`` of the distances to
-    the ``min_samples``-th point: that share of all points becomes core.
+    the ``dbscan_min_samples``-th point: that share of all points becomes core.
     """
     from sklearn.cluster import DBSCAN
 
-    min_samples = min(min_samples, len(x))
+    min_samples = min(dbscan_min_samples, len(x))
     eps = dbscan_eps
     if eps is None:
-        squared = np.maximum(nearest(x, x, count=max(2, min_samples))[1][:, -1], 0)
+        squared = np.maximum(nearest(x, x, count=min_samples)[1][:, -1], 0)
         # a hair more than the distance, which FAISS and scikit-learn round differently
         eps = float(np.sqrt(np.quantile(squared, dbscan_eps_quantile))) * (1 + 1e-4) or 1e-6
     dbscan = DBSCAN(eps=eps, min_samples=min_samples).fit(x)
@@ -272,8 +272,8 @@ def _fit_dbscan(
         if not len(core):
             return np.full(len(more), NOISE, np.int64)
         found, squared = nearest(more, core_points)
-        within: Bool[np.ndarray, " m"] = squared <= eps**2
-        return np.where(within, core_cluster[found], NOISE)
+        within: Bool[np.ndarray, " m"] = squared[:, 0] <= eps**2
+        return np.where(within, core_cluster[found[:, 0]], NOISE)
 
     details = {"eps": eps, "core_share": len(core) / len(x)}
     return Clustering(dbscan.labels_.astype(np.int64), assign_more, details)
@@ -283,14 +283,15 @@ def _fit_hdbscan(
     x: Float[np.ndarray, "n d"],
     task: Task,
     *,
-    min_cluster_size: int | None = None,
-    min_samples: int = 10,
+    hdbscan_min_cluster_size: int | None = None,
+    hdbscan_min_samples: int = 5,
 ) -> Clustering:
-    """Without ``min_cluster_size``, a tenth of an average cluster, at least 5."""
+    """Without ``hdbscan_min_cluster_size``, 1/40 of an average cluster, at least 5: larger values
+    merged half of all images into one cluster on a weak network's embeddings."""
     from sklearn.cluster import HDBSCAN
 
-    smallest = min_cluster_size or max(5, len(x) // (10 * task.num_clusters))
-    min_samples = min(min_samples, len(x))
+    smallest = hdbscan_min_cluster_size or max(5, len(x) // (40 * task.num_clusters))
+    min_samples = min(hdbscan_min_samples, len(x))
     hdbscan = HDBSCAN(min_cluster_size=smallest, min_samples=min_samples, copy=True).fit(x)
     assignments = np.maximum(hdbscan.labels_, NOISE).astype(np.int64)
     return Clustering(assignments, _majority(x, assignments), {"min_cluster_size": smallest})
@@ -306,7 +307,7 @@ def _majority(
 
     def assign_more(more: Float[np.ndarray, "m d"]) -> Int64[np.ndarray, " m"]:
         found, _ = nearest(more, x, count=count)
-        ballots = assignments[found.reshape(len(more), count)]
+        ballots = assignments[found]
         votes = (ballots[:, :, None] == choices).sum(1)
         return choices[votes.argmax(1)]
 

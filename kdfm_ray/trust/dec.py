@@ -22,8 +22,9 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ from kdfm_ray.trust.kmeans import check_points, fit_kmeans
 from kdfm_ray.types import Emit
 
 MAX_FLOATS = 2**22  # of the [rows, k, l] differences: bounds the memory of a full-set pass
+MIN_PRETRAIN_STEPS = 1_000
+PROGRESS_EVERY = 200  # steps of pretraining
 SMALL_STEP = 2**25  # multiplications of one layer; below, two threads cost more than they give
 
 
@@ -63,16 +66,10 @@ def kl_divergence(p: Float[Tensor, "n k"], q: Float[Tensor, "n k"]) -> Float[Ten
 class DeepClusters(nn.Module):
     """Encoder, mirrored decoder and centroids. Its weights depend on ``seed`` alone."""
 
-    def __init__(self, d: int, hidden: int, latent: int, k: int, seed: int) -> None:
+    def __init__(self, d: int, hidden: Sequence[int], latent: int, k: int, seed: int) -> None:
         super().__init__()
-        # skip_init: the usual constructor would draw from, and so change, torch's global generator
-        linear = nn.utils.skip_init
-        self.encoder = nn.Sequential(
-            linear(nn.Linear, d, hidden), nn.ReLU(), linear(nn.Linear, hidden, latent)
-        )
-        self.decoder = nn.Sequential(
-            linear(nn.Linear, latent, hidden), nn.ReLU(), linear(nn.Linear, hidden, d)
-        )
+        self.encoder = _mlp([d, *hidden, latent])
+        self.decoder = _mlp([latent, *reversed(hidden), d])
         self.centroids = nn.Parameter(torch.zeros(k, latent))
         generator = torch.Generator().manual_seed(seed)
         for layer in self.modules():
@@ -96,6 +93,15 @@ class DeepClusters(nn.Module):
         """The most likely cluster of every point, which is that of the nearest centroid."""
         points = torch.tensor(x, dtype=torch.float32, device=self.centroids.device)
         return self.soft_assign(points).argmax(1).cpu().numpy()
+
+
+def _mlp(sizes: list[int]) -> nn.Sequential:
+    """Linear layers with ReLU between them, not yet initialized."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        # the usual constructor would draw from, and so change, torch's global generator
+        layers += [nn.utils.skip_init(nn.Linear, inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def fit_dec(
     *,
     seed: int,
     latent_dim: int = 10,
-    hidden: int = 256,
+    hidden_dims: Sequence[int] = (256,),
     pretrain_epochs: int = 10,
     update_interval: int = 140,
     batch_size: int = 256,
@@ -154,8 +160,9 @@ def fit_dec(
         x: points with a mean square of about 1 per feature; the kernel's width is 1, so scale
             matters (``clusterers.Scaler`` sees to it).
         latent_dim: size of the latent space; 10 in both papers.
-        hidden: width of the one hidden layer on either side.
-        pretrain_epochs: passes over ``x`` by reconstruction alone.
+        hidden_dims: widths of the encoder's hidden layers; the decoder mirrors them.
+        pretrain_epochs: passes over ``x`` by reconstruction alone, at least 1,000 steps in all,
+            for an epoch of a small set is only a few.
         update_interval: steps between two targets P of the whole set.
         batch_size: points of one step.
         tol: stop when a smaller share of the assignments changed between two updates.
@@ -165,8 +172,8 @@ def fit_dec(
         gamma: IDEC's weight of the clustering loss beside the reconstruction; ``None``: DEC.
         gpu: k-means on the GPU, as in ``fit_kmeans``.
         device: torch device of the networks.
-        emit: called with ``phase`` (``pretrain`` or ``cluster``), ``step``, ``total`` and, from
-            the second phase, ``changed``.
+        emit: called with ``phase`` (``pretrain`` or ``cluster``), ``step`` and ``total`` (of both
+            phases together; the run may stop earlier) and, in the second phase, ``changed``.
     """
     check_points(len(x), k)
     if not 1 <= update_interval <= max_iter // 2:
@@ -175,7 +182,7 @@ def fit_dec(
             f"{update_interval} steps: raise max_iter to {2 * max(1, update_interval)} or more"
         )
     points = torch.tensor(x, dtype=torch.float32, device=device)
-    model = DeepClusters(x.shape[1], hidden, latent_dim, k, seed).to(device)
+    model = DeepClusters(x.shape[1], hidden_dims, latent_dim, k, seed).to(device)
     batches = _batches(len(x), batch_size, seed, points.device)
     emit = emit or (lambda event: None)
 
@@ -183,7 +190,7 @@ def fit_dec(
 
     clock = [time.perf_counter()]
     with _threads(threads):
-        _pretrain(model, points, batches, pretrain_epochs, batch_size, learning_rate, emit)
+        _pretrain(model, points, batches, pretrain_steps, learning_rate, progress)
     clock.append(time.perf_counter())
     centroids, _ = fit_kmeans(
         model.encode(points).cpu().numpy(), k, seed=seed, restarts=kmeans_restarts, gpu=gpu
@@ -193,7 +200,17 @@ def fit_dec(
     clock.append(time.perf_counter())
     with _threads(threads):
         history, stopped_by = _refine(
-            model, points, batches, update_interval, tol, max_iter, learning_rate, gamma, emit
+            model,
+            points,
+            batches,
+            update_interval=update_interval,
+            tol=tol,
+            max_iter=max_iter,
+            learning_rate=learning_rate,
+            gamma=gamma,
+            progress=lambda step, changed: progress(
+                "cluster", pretrain_steps + step, changed=changed
+            ),
         )
     clock.append(time.perf_counter())
 
@@ -220,34 +237,33 @@ def _pretrain(
     model: DeepClusters,
     points: Float[Tensor, "n d"],
     batches: Iterator[Int64[Tensor, " b"]],
-    epochs: int,
-    batch_size: int,
+    steps: int,
     learning_rate: float,
-    emit: Emit,
+    progress: Callable[[str, int], None],
 ) -> None:
     """Reconstruction alone, by Adam."""
     weights = [*model.encoder.parameters(), *model.decoder.parameters()]
     optimizer = torch.optim.Adam(weights, lr=learning_rate, fused=True)
-    steps = max(1, len(points) // batch_size)
-    for epoch in range(epochs):
-        for _ in range(steps):
-            batch = points[next(batches)]
-            optimizer.zero_grad()
-            nn.functional.mse_loss(model.decoder(model.encoder(batch)), batch).backward()
-            optimizer.step()
-        emit({"phase": "pretrain", "step": (epoch + 1) * steps, "total": epochs * steps})
+    for step in range(1, steps + 1):
+        batch = points[next(batches)]
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model.decoder(model.encoder(batch)), batch).backward()
+        optimizer.step()
+        if step % PROGRESS_EVERY == 0:
+            progress("pretrain", step)
 
 
 def _refine(
     model: DeepClusters,
     points: Float[Tensor, "n d"],
     batches: Iterator[Int64[Tensor, " b"]],
+    *,
     update_interval: int,
     tol: float,
     max_iter: int,
     learning_rate: float,
     gamma: float | None,
-    emit: Emit,
+    progress: Callable[[int, float], None],
 ) -> tuple[list[dict[str, Any]], str]:
     """Encoder and centroids (and IDEC's decoder) move together; returns history and stop reason."""
     weights = [*model.encoder.parameters(), model.centroids]
@@ -276,7 +292,7 @@ def _refine(
         p = target_distribution(q)
         changed = (q.argmax(1) != last).float().mean().item()
         history.append(_entry(step, changed, q, p, old_q, old_p))
-        emit({"phase": "cluster", "step": step, "total": max_iter, "changed": changed})
+        progress(step, changed)
         if not math.isfinite(history[-1]["kl"]):
             return history, "diverged"
         if changed < tol and step >= 2 * update_interval:

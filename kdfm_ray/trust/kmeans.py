@@ -73,16 +73,14 @@ def assign(
     x: Float[np.ndarray, "n d"], centroids: Float[np.ndarray, "k d"]
 ) -> Int64[np.ndarray, " n"]:
     """The number of the nearest centroid of every point, computed in batches."""
-    return nearest(x, centroids)[0]
+    return nearest(x, centroids)[0][:, 0]
 
 
 def nearest(
     x: Float[np.ndarray, "n d"], others: Float[np.ndarray, "m d"], count: int = 1
-) -> tuple[Int64[np.ndarray, "..."], Float32[np.ndarray, "..."]]:
-    """Positions in ``others`` of the ``count`` nearest points and their squared distances.
-
-    Both are ``[n]`` for ``count=1``, else ``[n, count]``, nearest first.
-    """
+) -> tuple[Int64[np.ndarray, "n {count}"], Float32[np.ndarray, "n {count}"]]:
+    """Positions in ``others`` of the ``count`` nearest points, nearest first, and the squared
+    distances."""
     import faiss
 
     index = faiss.IndexFlatL2(others.shape[1])
@@ -92,7 +90,7 @@ def nearest(
     for low in range(0, len(x), ASSIGN_BATCH):
         batch = np.ascontiguousarray(x[low : low + ASSIGN_BATCH], dtype=np.float32)
         distance[low : low + len(batch)], found[low : low + len(batch)] = index.search(batch, count)
-    return (found[:, 0], distance[:, 0]) if count == 1 else (found, distance)
+    return found, distance
 
 
 def check_points(n: int, k: int) -> None:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import pickle
+import socket
 import urllib.error
 import urllib.request
 
@@ -328,9 +329,11 @@ def test_an_existing_root_is_not_removed(tmp_path):
 
 
 def test_the_socket_timeout_is_put_back(tmp_path):
-    import socket
-
     before = socket.getdefaulttimeout()
-    with pytest.raises(UserError):
-        load("svhn", tmp_path)
-    assert socket.getdefaulttimeout() == before
+    socket.setdefaulttimeout(7)
+    try:
+        with pytest.raises(UserError):
+            load("svhn", tmp_path)
+        assert socket.getdefaulttimeout() == 7
+    finally:
+        socket.setdefaulttimeout(before)

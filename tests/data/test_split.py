@@ -253,5 +253,5 @@ def test_impossible_splits_are_refused(labeled, unlabeled, val, message):
 
 def test_indices_must_be_int64():
     # TypeError where annotations are checked, as in tests.
-    with pytest.raises((ValueError, TypeError), match="(?i)int64"):
+    with pytest.raises((ValueError, TypeError), match=r"(?i)int64"):
         Split(*[np.array([0], dtype=np.int32)] * 3)

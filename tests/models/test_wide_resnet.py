@@ -88,7 +88,7 @@ def test_batch_norm_momentum_is_an_argument():
 def test_initialization():
     torch.manual_seed(0)
     model = make("wrn_28_2")
-    weight = model.stages[2][1].conv1.weight  # 128 x 128 x 3 x 3
+    weight = model.stages[2][0].conv1.weight  # 128 x 64 x 3 x 3
     assert weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
     assert model.fc.bias.abs().max() == 0
 

@@ -1,0 +1,195 @@
+"""The command line: every mistake at once, exit status 2, nothing written."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import PRESETS, describe
+from kdfm_ray import cli
+from kdfm_ray.config import default_values, parse_config
+
+
+def write_images(folder, names, size=20):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / name)
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch):
+    """A folder to stand in, without a store or a cluster of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDFM_STORE", str(tmp_path / "store"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    status = cli.main(list(arguments))
+    return status, capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["trian"], ["no command 'trian'; commands: train, presets"]),
+        (["train", "digts"], ["no preset 'digts': did you mean digits?"]),
+        (["train", "nowhere.py:f"], ["no preset file nowhere.py"]),
+        (["train"], ["no data: give data.name"]),
+        (["train", "digits", "--data.name", "cifar11"], ["'cifar11'", "cifar10", "stl10"]),
+        (["train", "digits", "--model.name", "wrn_11"], ["'wrn_11'", "wrn_10_2"]),
+        (["train", "digits", "--train.step", "5"], ["--train.step; did you mean --train.steps?"]),
+        (["train", "digits", "extra"], ["unexpected extra"]),
+        (
+            ["train", "digits", "--seed", "x", "--train.batch-size", "0", "--train.stps", "3"],
+            ["3 mistakes", "seed = 'x'", "train.batch_size = '0'", "--train.stps"],
+        ),
+        (["train", "digits", "--train.precision", "fp16"], ["train.precision = 'fp16'", "'bf16'"]),
+        (["train", "digits", "--model.pretrained", "none.pth"], ["none.pth: no such file"]),
+        (["train", "--data.labeled", "missing"], ["data.labeled = missing: no such folder"]),
+        (
+            ["train", "digits", "--scale.num-workers", "33"],
+            ["scale.num_workers = 33 is more than the 32 labeled images of a global batch"],
+        ),
+        (["presets", "now"], ["takes no arguments"]),
+        ([], []),
+    ],
+)
+def test_bad_command_lines(at, capsys, arguments, messages):
+    status, output = run(capsys, *arguments)
+    assert status == 2
+    for message in messages:
+        assert message in output.err
+    assert "Traceback" not in output.err
+    assert not list(at.iterdir()), "nothing is written"
+
+
+# Found when the data are looked at; in this process, so that no cluster starts.
+HERE = ["--scale.num-workers", "0", "--train.steps", "2", "--model.name", "wrn_10_2"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "messages"),
+    [
+        (["--data.num-labels", "5"], ["5", "10"]),
+        (["--data.num-labels", "100000"], ["100000"]),
+        (["--data.num-val", "100000"], ["100000"]),
+        (["--scale.use-gpu", "yes"], ["scale.use_gpu = yes, but there is no GPU"]),
+        (
+            ["--model.name", "vit_tiny_patch16_224", "--data.image-size", "30"],
+            ["30", "vit_tiny_patch16_224"],
+        ),
+    ],
+)
+def test_what_does_not_fit_the_digits(at, capsys, flags, messages):
+    import torch
+
+    if "--scale.use-gpu" in flags and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    status, output = run(capsys, "train", "digits", *HERE, *flags)
+    assert status == 2, output.err
+    for message in messages:
+        assert message in output.err
+    assert not (at / "runs").exists(), "no run folder"
+
+
+def test_bad_folders(at, capsys):
+    def train(*flags):
+        status, output = run(capsys, "train", *HERE, "--data.labeled", "labeled", *flags)
+        assert status == 2
+        assert "Traceback" not in output.err
+        assert not (at / "runs").exists()
+        return output.err
+
+    (at / "labeled").mkdir()
+    assert "labeled" in train()  # empty
+    write_images(at / "labeled" / "cat", ["1.png", "2.png"])
+    assert "class" in train()  # one class only
+    (at / "labeled" / "dog").mkdir()
+    assert "dog" in train()  # a class without images
+    write_images(at / "labeled" / "dog", ["1.png"])
+    (at / "labeled" / "dog" / "broken.png").write_bytes(b"no image")
+    assert "broken.png" in train()
+    (at / "labeled" / "dog" / "broken.png").unlink()
+    (at / "unlabeled").mkdir()
+    assert "unlabeled" in train("--data.unlabeled", "unlabeled")
+
+
+def test_a_run_folder_is_not_overwritten(at, capsys):
+    config = parse_config({"data": {"name": "digits"}, "seed": 7})
+    (at / "mine").mkdir()
+    (at / "mine" / "config.yaml").write_text(config.to_yaml())
+    status, output = run(capsys, "train", "digits", *HERE, "--out", "mine")
+    assert status == 2
+    assert "holds a run with another config" in output.err
+    assert "seed was 7, is 0" in output.err
+    (at / "letters").mkdir()
+    (at / "letters" / "love.txt").write_text("dear")
+    status, output = run(capsys, "train", "digits", *HERE, "--out", "letters")
+    assert status == 2
+    assert "holds other files and no run" in output.err
+    assert (at / "letters" / "love.txt").read_text() == "dear"
+
+
+def test_flags_override_a_preset():
+    values = PRESETS["digits"]().model_dump(mode="json")
+    problems = cli.parse_flags(
+        [
+            *("--train.steps", "7", "--data.num-labels", "none", "--baseline", "no"),
+            *("--select.hidden-dims", "64,32", "--select.clusterer", "none"),
+        ],
+        values,
+    )
+    config = parse_config(values, problems)
+    assert config.train.steps == 7
+    assert config.data.num_labels is None
+    assert config.baseline is False
+    assert config.select.hidden_dims == (64, 32)
+    assert config.select.clusterer == "none"
+    assert config.train.eval_every == PRESETS["digits"]().train.eval_every
+
+
+def test_the_flags_that_stay(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse_flags(["--help"], default_values())
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for flag in (
+        *("--seed", "--out", "--store", "--train.precision", "--train.steps", "--model.name"),
+        *("--model.pretrained", "--data.num-labels", "--data.image-size", "--scale.num-workers"),
+        "--scale.use-gpu",
+    ):
+        assert flag in text, flag
+
+
+def test_presets_are_listed_with_cost_and_result(capsys):
+    status, output = run(capsys, "presets")
+    assert status == 0
+    for name in PRESETS:
+        assert name in output.out
+        about = describe(name)
+        assert about.what
+        assert about.cost
+        assert about.result
+
+
+def test_a_preset_from_a_file(at):
+    from experiments import find_preset
+
+    (at / "mine.py").write_text(
+        "from kdfm_ray import Config\n"
+        "def tiny():\n"
+        "    return Config.model_validate({'data': {'name': 'digits'}, 'seed': 5})\n"
+    )
+    assert find_preset(f"{at}/mine.py:tiny")().seed == 5
+
+
+def test_help_is_quick_and_module_runs():
+    done = subprocess.run(
+        [sys.executable, "-m", "kdfm_ray", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "kdfm train [PRESET]" in done.stdout
