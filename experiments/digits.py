@@ -1,6 +1,6 @@
 """scikit-learn's digits, upsampled to 32 x 32: real images that need no download.
 
-    kdfm train digits
+kdfm train digits
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Fashion-MNIST at a size for 2 CPU cores: 5,000 validation images out, 55,000 unlabeled.
 
-    kdfm train fashion_mnist_100 --seed 0
+kdfm train fashion_mnist_100 --seed 0
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """KD-FixMatch on Ray: image classifiers from few labels and many unlabeled images.
 
-    import kdfm_ray as kdfm
-    run = kdfm.train("digits")
-    run.report["test_accuracy"]
+import kdfm_ray as kdfm
+run = kdfm.train("digits")
+run.report["test_accuracy"]
 """
 
 from kdfm_ray.api import Run, load, train

@@ -60,9 +60,7 @@ class Run:
             )
         source = ImageSource(images, torch.device("cpu"))
         index = np.arange(len(images))
-        probs, _ = predict(
-            self.network(), source, index, batch_size=batch_size, precision="fp32"
-        )
+        probs, _ = predict(self.network(), source, index, batch_size=batch_size, precision="fp32")
         return probs.numpy()
 
 
@@ -121,9 +119,7 @@ def train(
     return run_config(checked, name=name, progress=progress, verbose=verbose)
 
 
-def run_config(
-    config: Config, *, name: str, progress: bool = True, verbose: bool = False
-) -> Run:
+def run_config(config: Config, *, name: str, progress: bool = True, verbose: bool = False) -> Run:
     """Run a config and leave a run folder; ``name`` is for the folder where none is given."""
     from rich.console import Console
 

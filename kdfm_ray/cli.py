@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kdfm: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("kdfm: interrupted; finished stages are kept, the same command goes on", file=sys.stderr)
+        print(
+            "kdfm: interrupted; finished stages are kept, the same command goes on", file=sys.stderr
+        )
         return INTERRUPTED
     return 0
 
@@ -173,7 +175,9 @@ def _unknown_flags(unknown: list[str]) -> list[str]:
         hint = f"did you mean {close[0]}?" if close else "`kdfm train --help` lists all"
         problems.append(f"unknown flag {name}; {hint}")
     if unknown and not problems:
-        problems.append(f"unexpected {' '.join(unknown)}; a preset comes first, flags start with --")
+        problems.append(
+            f"unexpected {' '.join(unknown)}; a preset comes first, flags start with --"
+        )
     return problems
 
 

@@ -28,7 +28,9 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the images come from and how they are split."""
 
-    name: str | None = Field(None, description="named data set (see `kdfm presets`), or give folders")
+    name: str | None = Field(
+        None, description="named data set (see `kdfm presets`), or give folders"
+    )
     labeled: Path | None = Field(None, description="folder with one subfolder of images per class")
     unlabeled: Path | None = Field(None, description="folder of images without labels, any depth")
     test: Path | None = Field(None, description="folder of test images, one subfolder per class")
@@ -37,7 +39,9 @@ class DataConfig(Section):
         description="where named data sets are, or are downloaded to",
     )
     num_labels: int | None = Field(
-        None, ge=1, description="labeled images to draw, class-balanced; none: all that have a label"
+        None,
+        ge=1,
+        description="labeled images to draw, class-balanced; none: all that have a label",
     )
     num_val: int | None = Field(
         None,
@@ -61,14 +65,18 @@ class DataConfig(Section):
         if self.name is not None and given:
             raise ValueError(f"give data.name or folders, not both (got data.name and {given})")
         if self.name is None and self.labeled is None:
-            raise ValueError("no data: give data.name (a named data set) or data.labeled (a folder)")
+            raise ValueError(
+                "no data: give data.name (a named data set) or data.labeled (a folder)"
+            )
         return self
 
 
 class ModelConfig(Section):
     """The student neural network, the same for the outer and the inner one."""
 
-    name: str = Field("efficientnet_b0", description="any timm backbone, or wrn_{10,16,28}_2, wrn_28_8")
+    name: str = Field(
+        "efficientnet_b0", description="any timm backbone, or wrn_{10,16,28}_2, wrn_28_8"
+    )
     pretrained: str = Field(
         "no", description="no, yes (timm's own weights), or a .safetensors / .pth file"
     )
@@ -100,7 +108,8 @@ class TrainConfig(Section):
         "channels_last", description="memory layout of weights and images"
     )
     norm_sync: Literal["local", "global"] = Field(
-        "local", description="batch-norm statistics of a worker, or of all (SyncBatchNorm, GPUs only)"
+        "local",
+        description="batch-norm statistics of a worker, or of all (SyncBatchNorm, GPUs only)",
     )
     eval_every: int = Field(500, ge=1, description="updates between validations of the EMA network")
     log_every: int = Field(20, ge=1, description="updates that one line of metrics covers")
@@ -119,7 +128,9 @@ class AugmentConfig(Section):
 
     shift: float = Field(0.125, ge=0, le=0.5, description="largest shift, share of the side")
     num_ops: int = Field(2, ge=0, le=8, description="RandAugment operations per strong view")
-    op_prob: float = Field(0.5, ge=0, le=1, description="probability that a drawn operation is done")
+    op_prob: float = Field(
+        0.5, ge=0, le=1, description="probability that a drawn operation is done"
+    )
     cutout: float = Field(0.5, ge=0, le=1, description="largest cutout square, share of the side")
 
 
@@ -134,9 +145,9 @@ class SelectConfig(Section):
     """The trusted subset: confidence, then clusters that agree."""
 
     tau_select: float = Field(0.80, ge=0, le=1, description="confidence an image needs")
-    clusterer: Literal[
-        "dec", "idec", "kmeans", "gmm", "spectral", "dbscan", "hdbscan", "none"
-    ] = Field("dec", description="none: confidence alone")
+    clusterer: Literal["dec", "idec", "kmeans", "gmm", "spectral", "dbscan", "hdbscan", "none"] = (
+        Field("dec", description="none: confidence alone")
+    )
     num_clusters: int | None = Field(None, ge=1, description="none: the number of classes")
     labeled_weight: float = Field(
         5.0, ge=0, description="votes of a labeled image when clusters are matched to classes"
@@ -182,7 +193,7 @@ class ScaleConfig(Section):
 
 
 # What does not change the result, and so is in no key and no hash.
-NOT_IN_HASH = {
+NOT_IN_HASH: Any = {
     "out": True,
     "store": True,
     "scale": True,

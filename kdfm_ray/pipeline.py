@@ -110,14 +110,10 @@ def make_plan(config: Config, dataset: str, split: str, precision: Precision) ->
     outer = network("outer")
     labels = keys.labels_key(outer, precision)
     trusted = keys.trusted_key(config, labels)
-    inner = network(
-        "inner", trusted=trusted, outer=outer if config.inner.init == "outer" else None
-    )
+    inner = network("inner", trusted=trusted, outer=outer if config.inner.init == "outer" else None)
     networks = {"baseline": baseline, "outer": outer, "inner": inner}
     evaluation = keys.evaluation_key({role: key for role, key in networks.items() if key})
-    return Plan(
-        dataset, split, baseline, outer, labels, trusted, inner, evaluation, precision
-    )
+    return Plan(dataset, split, baseline, outer, labels, trusted, inner, evaluation, precision)
 
 
 class _Stages:

@@ -44,7 +44,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set before it is split: everything that may be trained on, and a test set where there is one.
+    """A data set before it is split: all that may be trained on, and a test set if there is one.
 
     Attributes:
         name: the catalog's name, or ``folders``.

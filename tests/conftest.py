@@ -2,5 +2,11 @@
 
 from jaxtyping import install_import_hook
 
-CHECKED = ["kdfm_ray.data", "kdfm_ray.method", "kdfm_ray.trust", "kdfm_ray.augment", "kdfm_ray.models"]
+CHECKED = [
+    "kdfm_ray.data",
+    "kdfm_ray.method",
+    "kdfm_ray.trust",
+    "kdfm_ray.augment",
+    "kdfm_ray.models",
+]
 install_import_hook(CHECKED, "beartype.beartype")

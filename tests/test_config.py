@@ -55,7 +55,9 @@ def test_is_frozen():
 def test_hash_covers_the_result_and_nothing_else():
     config = parse_config(values())
     same = parse_config(
-        values(out="elsewhere", store="s3://bucket", scale={"num_workers": 4}, label={"num_actors": 3})
+        values(
+            out="elsewhere", store="s3://bucket", scale={"num_workers": 4}, label={"num_actors": 3}
+        )
         | {"data": {"name": "digits", "root": "/somewhere"}}
     )
     assert config.hash() == same.hash()

@@ -34,9 +34,13 @@ def test_round_trip(store):
 
 
 def test_a_crash_while_writing_leaves_nothing_to_read(store):
-    with pytest.raises(RuntimeError, match="crash"), store.writing("outer", "k1") as draft:
-        (draft.path / "data.txt").write_text("half")
-        raise RuntimeError("crash")
+    def crash():
+        with store.writing("outer", "k1") as draft:
+            (draft.path / "data.txt").write_text("half")
+            raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        crash()
     assert store.find("outer", "k1") is None
     write(store)
     assert store.find("outer", "k1") is not None

@@ -119,11 +119,9 @@ def sharpness(images: Images, factor: Magnitudes) -> Images:
     """``ImageEnhance.Sharpness``: 0 is blurred, 1 changes nothing.
 
     The blur is Pillow's SMOOTH, a 3x3 kernel of ones with a 5 in the middle. It leaves the
-    outermost pixels alone, and an image with a side below 3 altogether.
+    outermost pixels alone, so an image with a side below 3 stays as it is.
     """
     result = images.clone()
-    if min(images.shape[2:]) < 3:
-        return result
     values = images.short()
     rows = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
     box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]

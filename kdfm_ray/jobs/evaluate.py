@@ -64,7 +64,7 @@ def _evaluate(
         if test is None:
             accuracy[role] = None
             continue
-        network = load_network(artifact.path).to(device, memory_format=torch.channels_last)
+        network = load_network(artifact.path).to(device).to(memory_format=torch.channels_last)
         correct = count_correct(
             network,
             ImageSource(test.images, device),

@@ -119,7 +119,7 @@ class Labeler:
         assert dataset is not None
         assert split is not None
         device = torch.device("cuda" if task.use_gpu else "cpu")
-        self._network = load_network(outer.path).to(device, memory_format=torch.channels_last)
+        self._network = load_network(outer.path).to(device).to(memory_format=torch.channels_last)
         images = load_images(dataset, "train")
         assert images is not None
         self._source = ImageSource(images.images, device)
@@ -188,9 +188,7 @@ def _label_by_job(
 def _shards(count: int, batch_size: int, actors: int) -> list[dict[str, int]]:
     """Bounds of shards: several for each actor, none smaller than a batch where it can be."""
     size = max(batch_size, min(SHARD_IMAGES, -(-count // (4 * actors))))
-    return [
-        {"start": start, "stop": min(start + size, count)} for start in range(0, count, size)
-    ]
+    return [{"start": start, "stop": min(start + size, count)} for start in range(0, count, size)]
 
 
 def _lists(values: np.ndarray) -> pa.Array:
@@ -229,9 +227,7 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
 def _check_complete(store: Store, key: str, count: int) -> None:
     artifact = store.find("labels", key)
     assert artifact is not None
-    index = np.concatenate(
-        [part["index"].to_numpy() for part in _parts(artifact.path, ("index",))]
-    )
+    index = np.concatenate([part["index"].to_numpy() for part in _parts(artifact.path, ("index",))])
     if not np.array_equal(np.sort(index), np.arange(count)):
         raise RuntimeError(
             f"labelling gave {len(index)} rows, {len(np.unique(index))} of them distinct, for "

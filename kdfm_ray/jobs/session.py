@@ -1,7 +1,7 @@
 """Start or join a Ray cluster, run tasks on it, and bring their progress to the driver.
 
 Ray reads some environment variables while it is imported, so this module imports it only inside
-functions, after ``_prepare_environment``.
+functions, after ``prepare_environment``.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
         yield Session(True, cpus, _usable_gpus(scale, gpus), emit, scale, verbose)
         return
     joining = bool(os.environ.get("RAY_ADDRESS"))
-    _prepare_environment(local=not joining, verbose=verbose)
+    prepare_environment(local=not joining, verbose=verbose)
     import ray
 
     ours = not ray.is_initialized()
@@ -108,7 +108,7 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
             ray.shutdown()
 
 
-def _prepare_environment(*, local: bool, verbose: bool) -> None:
+def prepare_environment(*, local: bool, verbose: bool) -> None:
     """Settings that Ray reads from the environment, none of which replaces the user's own."""
     settings = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # fit() polls; the default 2 s costs seconds

@@ -174,5 +174,3 @@ def _initial_network(task: TrainTask, config: Config, store: Store) -> Network:
         seed=config.seed + (1_000_003 if task.role == "inner" else 0),
         pretrained="no" if scratch else config.model.pretrained,
     )
-
-

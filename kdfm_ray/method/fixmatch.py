@@ -34,7 +34,7 @@ class StepOutput(NamedTuple):
 def supervised_step(
     forward: Forward,
     images_x: UInt8[Tensor, "b c h w"],
-    label_x: Int[Tensor, "b"],
+    label_x: Int[Tensor, " b"],
     *,
     denom_x: float,
 ) -> StepOutput:
@@ -47,11 +47,11 @@ def supervised_step(
 def fixmatch_step(
     forward: Forward,
     images_x: UInt8[Tensor, "b c h w"],
-    label_x: Int[Tensor, "b"],
+    label_x: Int[Tensor, " b"],
     weak_u: UInt8[Tensor, "u c h w"],
     strong_u: UInt8[Tensor, "u c h w"],
-    trusted_u: Int[Tensor, "u"],
-    truth_u: Int[Tensor, "u"],
+    trusted_u: Int[Tensor, " u"],
+    truth_u: Int[Tensor, " u"],
     *,
     tau: float,
     lambda_u: float,

@@ -75,9 +75,7 @@ def trusted_figures(selection: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def verdict_warnings(
-    test: dict[str, float | None], val: dict[str, float | None]
-) -> list[str]:
+def verdict_warnings(test: dict[str, float | None], val: dict[str, float | None]) -> list[str]:
     """Plain words where a training was not worth it; on the test set, or else on validation."""
     scores = {role: test[role] if test[role] is not None else val[role] for role in test}
     outer, inner, base = (scores.get(role) for role in ("outer", "inner", "labeled_only"))

@@ -63,10 +63,14 @@ class RunFolder:
         for name in ("model.safetensors", "model.json"):
             shutil.copyfile(artifacts["inner"].path / name, self.path / name)
         _add_to_json(
-            self.path / "model.json", {"classes": report["data"]["classes"], "preprocessing": {
-                "layout": "uint8 [N, C, H, W]; scaling and normalization are inside the network",
-                "resize": "shorter side to image_size, then center crop",
-            }}
+            self.path / "model.json",
+            {
+                "classes": report["data"]["classes"],
+                "preprocessing": {
+                    "layout": "uint8 [N, C, H, W]; normalization is inside the network",
+                    "resize": "shorter side to image_size, then center crop",
+                },
+            },
         )
         _replace(self.path / "report.json", json.dumps(report, indent=1) + "\n")
         self.close()

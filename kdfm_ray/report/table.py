@@ -39,7 +39,8 @@ def print_report(report: dict[str, Any], console: Console, folder: str) -> None:
 def trusted_line(report: dict[str, Any]) -> str:
     """Size and precision of the trusted subset, beside the precision of all pseudo labels."""
     trusted = report["trusted"]
-    line = f"trusted subset: {trusted['size']:,} images, {percent(trusted['coverage'])} of those without a label"
+    coverage = percent(trusted["coverage"])
+    line = f"trusted subset: {trusted['size']:,} images, {coverage} of those without a label"
     if trusted["precision"] is None:
         return f"{line}; precision unknown (no true labels to compare with)"
     return (

@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdfm_ray.augment.views import draw_strong, draw_weak, strong_view, take, weak_view
+from kdfm_ray.augment.views import (
+    StrongParams,
+    WeakParams,
+    draw_strong,
+    draw_weak,
+    strong_view,
+    take,
+    weak_view,
+)
 from kdfm_ray.config import Config
 from kdfm_ray.data.split import Split
 from kdfm_ray.data.streams import IndexStream, rng, worker_slice
@@ -132,7 +140,7 @@ class Batches:
         images = weak_view(self.source(index), take(params, part))
         return images, self._to_device(self.data.labels[index])
 
-    def _draw_unlabeled(self, step: int):  # noqa: ANN202 - the pair of parameter tuples
+    def _draw_unlabeled(self, step: int) -> tuple[WeakParams, StrongParams]:
         seed, augment = self.config.seed, self.config.augment
         weak = draw_weak(
             rng(seed, step, f"{self.role}/weak_u"),

@@ -62,7 +62,7 @@ def train_network(
         ValueError: ``norm_sync = global`` on a CPU.
     """
     train = config.train
-    network.to(runtime.device, memory_format=_memory_format(train.memory_format)).train()
+    network.to(runtime.device).to(memory_format=_memory_format(train.memory_format)).train()
     ema = Ema(network, train.ema_decay, warmup=train.ema_warmup)
     wrapped = runtime.wrap(network, norm_sync=train.norm_sync)
     optimizer = make_optimizer(

@@ -56,17 +56,26 @@ def matched_agreement(
     return float(agreed / total) if total else 0.0
 
 
+def class_of(
+    cluster: Int64[np.ndarray, " n"], cluster_to_class: Int64[np.ndarray, " c"]
+) -> Int64[np.ndarray, " n"]:
+    """The class matched to every image's cluster; -1 for noise and for unmatched clusters."""
+    return np.append(cluster_to_class, UNMATCHED)[cluster]  # noise, -1, reads the one appended
+
+
 def normalized_mutual_information(
     cluster: Int64[np.ndarray, " n"], label: Int64[np.ndarray, " n"]
-) -> float:
-    """NMI (arithmetic mean of the entropies), 0 to 1; noise counts as a cluster of its own."""
+) -> float | None:
+    """NMI (normalized by the arithmetic mean of the entropies), 0 to 1; ``None`` of no images."""
     from sklearn.metrics import normalized_mutual_info_score
 
-    return float(normalized_mutual_info_score(label, cluster))
+    return float(normalized_mutual_info_score(label, cluster)) if len(label) else None
 
 
-def adjusted_rand_index(cluster: Int64[np.ndarray, " n"], label: Int64[np.ndarray, " n"]) -> float:
-    """ARI, about 0 for chance and 1 for equality; noise counts as a cluster of its own."""
+def adjusted_rand_index(
+    cluster: Int64[np.ndarray, " n"], label: Int64[np.ndarray, " n"]
+) -> float | None:
+    """ARI, about 0 for chance and 1 for equality; ``None`` of no images."""
     from sklearn.metrics import adjusted_rand_score
 
-    return float(adjusted_rand_score(label, cluster))
+    return float(adjusted_rand_score(label, cluster)) if len(label) else None

@@ -41,12 +41,14 @@ class Clustering:
 
     Attributes:
         assignments: cluster of each point, -1 for noise.
+        num_clusters: clusters that there may be; a parametric method can leave some empty.
         assign_more: places further points (float ``[n, d]`` to int64 ``[n]``).
         details: plain numbers and strings for the record; ``notes`` are sentences for people.
         start: where an iterative method came from, so that the two can be compared.
     """
 
     assignments: Int64[np.ndarray, " n"]
+    num_clusters: int
     assign_more: Callable[[np.ndarray], np.ndarray]
     details: dict[str, Any] = field(default_factory=dict)
     start: Clustering | None = None
@@ -152,12 +154,12 @@ def fit_and_assign(
         for low in range(0, len(rest), ASSIGN_BATCH):
             batch = rest[low : low + ASSIGN_BATCH]
             assignments[batch] = part.assign_more(scaler(embeddings[batch]))
-        start = complete(part.start) if part.start else None
         return Clustering(
             assignments,
+            part.num_clusters,
             lambda more: part.assign_more(scaler(more)),
             part.details | {"fitted_on": int(size)},
-            start,
+            complete(part.start) if part.start else None,
         )
 
     return complete(fitted)
@@ -179,9 +181,15 @@ def _fit_dec(x: Float[np.ndarray, "n d"], task: Task, **options: Any) -> Cluster
         "moved": result.moved,
         "seconds": result.seconds,
         "history": result.history,
+        "notes": [],
     }
-    start = Clustering(result.start_assignments, result.start.assign)
-    return Clustering(result.assignments, result.clusters.assign, details, start)
+    if result.stopped_by == "diverged":
+        details["notes"] = [
+            f"deep clustering diverged after {result.iterations} steps, so its k-means start was "
+            "used: try a lower learning_rate"
+        ]
+    start = Clustering(result.start_assignments, task.num_clusters, result.start.assign)
+    return Clustering(result.assignments, task.num_clusters, result.clusters.assign, details, start)
 
 
 def _fit_idec(
@@ -199,7 +207,7 @@ def _fit_kmeans(
     centroids, assignments = fit_kmeans(
         x, task.num_clusters, seed=task.seed, restarts=kmeans_restarts, gpu=task.gpu
     )
-    return Clustering(assignments, partial(assign, centroids=centroids))
+    return Clustering(assignments, task.num_clusters, partial(assign, centroids=centroids))
 
 
 def _fit_gmm(
@@ -219,7 +227,9 @@ def _fit_gmm(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         mixture.fit(x)
-    return Clustering(mixture.predict(x), mixture.predict, {"notes": _notes(caught)})
+    return Clustering(
+        mixture.predict(x), task.num_clusters, mixture.predict, {"notes": _notes(caught)}
+    )
 
 
 def _fit_spectral(
@@ -240,7 +250,9 @@ def _fit_spectral(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assignments = spectral.fit_predict(x).astype(np.int64)
-    return Clustering(assignments, _majority(x, assignments), {"notes": _notes(caught)})
+    return Clustering(
+        assignments, task.num_clusters, _majority(x, assignments), {"notes": _notes(caught)}
+    )
 
 
 def _fit_dbscan(
@@ -276,7 +288,8 @@ def _fit_dbscan(
         return np.where(within, core_cluster[found[:, 0]], NOISE)
 
     details = {"eps": eps, "core_share": len(core) / len(x)}
-    return Clustering(dbscan.labels_.astype(np.int64), assign_more, details)
+    assignments = dbscan.labels_.astype(np.int64)
+    return Clustering(assignments, int(assignments.max()) + 1, assign_more, details)
 
 
 def _fit_hdbscan(
@@ -294,7 +307,12 @@ def _fit_hdbscan(
     min_samples = min(hdbscan_min_samples, len(x))
     hdbscan = HDBSCAN(min_cluster_size=smallest, min_samples=min_samples, copy=True).fit(x)
     assignments = np.maximum(hdbscan.labels_, NOISE).astype(np.int64)
-    return Clustering(assignments, _majority(x, assignments), {"min_cluster_size": smallest})
+    return Clustering(
+        assignments,
+        int(assignments.max()) + 1,
+        _majority(x, assignments),
+        {"min_cluster_size": smallest},
+    )
 
 
 def _majority(

@@ -56,7 +56,7 @@ class Images:
         }
 
     def missing_classes(self, trusted: Bool[np.ndarray, " n"]) -> list[str]:
-        """One sentence where classes have no trusted image, with what emptied them unsaid."""
+        """One sentence where classes have no trusted image."""
         missing = np.flatnonzero(self._count(trusted & self.unlabeled) == 0)
         if not len(missing):
             return []
@@ -71,34 +71,28 @@ class Images:
 
 
 def cluster_warnings(
-    cluster: Int64[np.ndarray, " n"], predicted: Int64[np.ndarray, " n"], num_clusters: int
+    sizes: Int64[np.ndarray, " c"], label_sizes: Int64[np.ndarray, " k"]
 ) -> list[str]:
-    """Sentences on collapse, empty clusters and noise alone, each with what to try.
+    """Sentences on collapse and empty clusters, each with what to try.
 
     Collapsed: the effective number of clusters, exp(entropy of their sizes), is below half of that
-    of the pseudo labels among the same images, so that a set of unequal classes raises no alarm.
+    of the labels among the same images, so that a set of unequal classes raises no alarm.
     """
-    real = cluster >= 0
-    if not real.any():
-        return [
-            "every image is noise to the clusterer: raise dbscan_eps_quantile, lower "
-            "hdbscan_min_cluster_size, or take a clusterer without noise (kmeans, gmm, dec)"
-        ]
-    sizes = np.bincount(cluster[real], minlength=num_clusters)
+    if not sizes.sum():
+        return []  # noise alone: nothing can be trusted, and the error says so
     found = []
-    effective, classes = (
-        _effective(counts) for counts in (sizes, np.bincount(predicted[real]))
-    )
+    effective, classes = _effective(sizes), _effective(label_sizes)
     if effective < COLLAPSED * classes:
         found.append(
             f"the clusters collapsed: the largest holds {sizes.max() / sizes.sum():.0%} of the "
-            f"images, and they are worth {effective:.1f} clusters of equal size where the pseudo "
-            f"labels make {classes:.1f}: try clusterer idec, gmm or kmeans, or a lower learning_rate"
+            f"images, and by size they are worth {effective:.1f} equal clusters where the pseudo "
+            f"labels are worth {classes:.1f}: try clusterer idec, gmm or kmeans, or a lower "
+            "learning_rate or max_iter"
         )
     if empty := np.flatnonzero(sizes == 0).tolist():
         found.append(
-            f"cluster {', '.join(map(str, empty))} of {num_clusters} is empty: try clusterer "
-            "kmeans, another seed, or fewer clusters (num_clusters)"
+            f"no image is in cluster {', '.join(map(str, empty))} of {len(sizes)}: try clusterer "
+            "gmm or kmeans, another seed, or fewer clusters (num_clusters)"
         )
     return found
 

@@ -19,20 +19,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Int64
 
 from kdfm_ray.trust.agreement import (
-    UNMATCHED,
     adjusted_rand_index,
+    class_of,
     contingency,
     match_clusters,
     matched_agreement,
     normalized_mutual_information,
 )
-from kdfm_ray.trust.clusterers import NOISE, Clusterer, Clustering, fit_and_assign, make_clusterer
+from kdfm_ray.trust.clusterers import NOISE, Clustering, fit_and_assign, make_clusterer
+from kdfm_ray.trust.figures import Images, cluster_warnings
 from kdfm_ray.types import UNKNOWN, Emit
-
-COLLAPSED = 0.5  # alarm when the clusters' effective number falls below this share of the classes'
 
 
 class EmptyTrustedError(ValueError):
@@ -105,67 +104,172 @@ def select_trusted(
         ValueError: unknown clusterer or option, values that are not finite.
     """
     started = time.perf_counter()
-    for name, array in {"embeddings": embeddings, "probs": probs}.items():
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} are not all finite: the outer network has diverged")
-    n, num_classes = probs.shape
-    num_clusters = num_clusters or num_classes
+    num_classes = probs.shape[1]
+    common = dict(seed=seed, gpu=gpu, device=device, emit=emit)
     tool = make_clusterer(
-        clusterer,
-        num_clusters=num_clusters,
-        seed=seed,
-        gpu=gpu,
-        device=device,
-        emit=emit,
-        **(options or {}),
+        clusterer, num_clusters=num_clusters or num_classes, **common, **(options or {})
     )
-    images = _Images.of(probs, labeled_index, labeled_class, truth)
+    images = _look_at(embeddings, probs, labeled_index, truth)
     confident = images.confidence >= np.float32(tau)
-    figures = {
-        "all": images.figures(images.unlabeled),
-        "confidence": images.figures(confident & images.unlabeled),
-    }
-    if not (confident & images.unlabeled).any():
-        raise EmptyTrustedError(_nothing_confident(images, tau))
-
     kept = np.flatnonzero(confident | ~images.unlabeled)
-    if tool is None:
-        matched = _Matched.nothing()
-        agrees = confident
-    else:
-        if len(kept) < num_clusters:
-            raise EmptyTrustedError(_too_few(images, tau, len(kept), num_clusters))
-        matched = _cluster_and_match(
-            embeddings[kept],
-            images.at(kept),
-            tool,
-            labeled_weight=labeled_weight,
-            sample_size=sample_size,
-            seed=seed,
-            allowed_fall=allowed_fall,
-        )
-        agrees = np.zeros(n, bool)
-        agrees[kept] = matched.class_of_image == images.predicted[kept]
-    trusted = np.flatnonzero(agrees & confident & images.unlabeled)
-    if not len(trusted):
-        raise EmptyTrustedError(_nothing_agrees(images, tau, clusterer, matched))
+    _refuse_too_few(images, confident, tau, needed=(num_clusters or num_classes) if tool else 1)
 
-    figures["agreement"] = images.figures(np.isin(np.arange(n), trusted))
-    cluster = np.full(n, NOISE, np.int64)
-    if tool is not None:
-        cluster[kept] = matched.cluster
+    cluster = np.full(len(probs), NOISE, np.int64)
+    matching, agrees = _NO_CLUSTERS, confident
+    if tool:
+        vote, weight = images.predicted.copy(), np.ones(len(probs))
+        vote[labeled_index], weight[labeled_index] = labeled_class, labeled_weight
+        clustering = fit_and_assign(embeddings[kept], tool, sample_size=sample_size, seed=seed)
+        matching = _match(clustering, vote[kept], weight[kept], num_classes, allowed_fall)
+        cluster[kept] = matching.cluster
+        agrees = class_of(cluster, matching.cluster_to_class) == images.predicted
+    trusted = agrees & confident & images.unlabeled
+    if not trusted.any():
+        raise EmptyTrustedError(_none_agrees(clusterer, tau, cluster[confident]))
+
+    real = (cluster != NOISE) & images.unlabeled
+    index = np.flatnonzero(trusted)
     record = {
         "clusterer": clusterer,
         "tau_select": float(tau),
-        "filters": figures,
-        "size": figures["agreement"]["size"],
-        "coverage": figures["agreement"]["coverage"],
-        "precision": figures["agreement"]["precision"],
-        "precision_all": figures["all"]["precision"],
-        **matched.record,
-        "warnings": matched.warnings + _missing_classes(images, trusted, confident),
+        "filters": {
+            "all": images.figures(images.unlabeled),
+            "confidence": images.figures(confident),
+            "agreement": images.figures(trusted),
+        },
+        "nmi": normalized_mutual_information(cluster[real], images.predicted[real]),
+        "ari": adjusted_rand_index(cluster[real], images.predicted[real]),
+        **matching.record,
+        "warnings": matching.warnings + images.missing_classes(trusted),
+        "select_seconds": time.perf_counter() - started,
     }
-    record["part_seconds"]["total"] = time.perf_counter() - started
-    return Selection(
-        trusted, images.predicted[trusted], cluster, matched.cluster_to_class, record
+    return Selection(index, images.predicted[index], cluster, matching.cluster_to_class, record)
+
+
+@dataclass(frozen=True)
+class _Matching:
+    """The kept images once their clusters have classes; fields as in ``Selection``."""
+
+    cluster: Int64[np.ndarray, " n"]
+    cluster_to_class: Int64[np.ndarray, " c"]
+    record: dict[str, Any]
+    warnings: list[str]
+
+
+_NO_CLUSTERS = _Matching(
+    np.empty(0, np.int64),
+    np.empty(0, np.int64),
+    {
+        "agreement": {"start": None, "end": None},
+        "fallback": False,
+        "cluster_sizes": [],
+        "cluster_to_class": [],
+        "noise": 0,
+        "details": {},
+    },
+    [],
+)
+
+
+def _match(
+    clustering: Clustering,
+    vote: Int64[np.ndarray, " n"],
+    weight: Float[np.ndarray, " n"],
+    num_classes: int,
+    allowed_fall: float,
+) -> _Matching:
+    """Give the clusters classes; where they agree less than their start did, take the start."""
+
+    def measure(part: Clustering) -> tuple[Int64[np.ndarray, " c"], float]:
+        shape = dict(num_clusters=part.num_clusters, num_classes=num_classes)
+        table = contingency(part.assignments, vote, weight, **shape)
+        classes = match_clusters(table)
+        return classes, matched_agreement(table, classes)
+
+    used, (cluster_to_class, end) = clustering, measure(clustering)
+    start, warnings = None, list(clustering.details.get("notes", []))
+    fallback = clustering.details.get("stopped_by") == "diverged"
+    if clustering.start:
+        start_classes, start = measure(clustering.start)
+        if start - end > allowed_fall:
+            used, cluster_to_class, fallback = clustering.start, start_classes, True
+            warnings.append(
+                "deep clustering made the clusters worse than their k-means start (agreement with "
+                f"the pseudo labels {start:.2%} -> {end:.2%}), so the start was used: try "
+                "clusterer idec, gmm or kmeans, or a lower learning_rate or max_iter"
+            )
+    real = used.assignments != NOISE
+    sizes = np.bincount(used.assignments[real], minlength=used.num_clusters)
+    warnings += cluster_warnings(sizes, np.bincount(vote[real], minlength=num_classes))
+    record = {
+        "agreement": {"start": start, "end": end},
+        "fallback": fallback,
+        "cluster_sizes": sizes.tolist(),
+        "cluster_to_class": cluster_to_class.tolist(),
+        "noise": int((~real).sum()),
+        "details": clustering.details,
+    }
+    return _Matching(used.assignments, cluster_to_class, record, warnings)
+
+
+def _look_at(
+    embeddings: Float[np.ndarray, "n d"],
+    probs: Float[np.ndarray, "n k"],
+    labeled_index: Int64[np.ndarray, " m"],
+    truth: Int64[np.ndarray, " n"] | None,
+) -> Images:
+    for name, array in {"embeddings": embeddings, "probs": probs}.items():
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"the {name} are not all finite numbers: the outer network has diverged; train it "
+                "with a lower learning rate"
+            )
+    unlabeled = np.ones(len(probs), bool)
+    unlabeled[labeled_index] = False
+    return Images(
+        predicted=probs.argmax(1).astype(np.int64),
+        confidence=probs.max(1).astype(np.float32),
+        unlabeled=unlabeled,
+        truth=np.full(len(probs), UNKNOWN, np.int64) if truth is None else truth,
+        num_classes=probs.shape[1],
+    )
+
+
+def _refuse_too_few(
+    images: Images, confident: Bool[np.ndarray, " n"], tau: float, *, needed: int
+) -> None:
+    """Raise where the confidence filter leaves nothing to trust, or too little to cluster."""
+    confidence = images.confidence[images.unlabeled]
+    passed = int((confident & images.unlabeled).sum())
+    clustered = passed + int((~images.unlabeled).sum())
+    if not len(confidence):
+        raise EmptyTrustedError("every image is labeled: there are no pseudo labels to trust")
+    if passed and clustered >= needed:
+        return
+    median, tenth, most = np.quantile(confidence, [0.5, 0.9, 1.0])
+    reason = (
+        f"only {clustered} images, labeled ones included, are left to make {needed} clusters of"
+        if passed
+        else "no image passed the confidence filter"
+    )
+    raise EmptyTrustedError(
+        f"the trusted subset is empty: {reason}, at tau_select = {tau:g}. The confidence of the "
+        f"{len(confidence)} unlabeled images has a median of {median:.4f}, a 90 % quantile of "
+        f"{tenth:.4f} and a maximum of {most:.4f}. Try tau_select = {_below(tenth)} (keeps a tenth) "
+        f"or {_below(median)} (keeps half), or train the outer network longer."
+    )
+
+
+def _below(threshold: float) -> str:
+    """The threshold cut, not rounded, to four digits, so that it keeps what it promises."""
+    return f"{np.floor(threshold * 1e4) / 1e4:g}"
+
+
+def _none_agrees(clusterer: str, tau: float, cluster: Int64[np.ndarray, " p"]) -> str:
+    noise = int((cluster == NOISE).sum())
+    return (
+        f"the trusted subset is empty: of {len(cluster)} images with a confidence of at least "
+        f"tau_select = {tau:g}, {noise} are noise to clusterer {clusterer!r} and for the others "
+        "the class of the cluster is not the predicted one. Try clusterer none (confidence alone), "
+        "gmm or kmeans, more clusters (num_clusters), or another tau_select."
     )

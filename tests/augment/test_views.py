@@ -186,6 +186,25 @@ def test_sizes_that_do_not_fill_whole_words_make_no_difference():
 # Parameters
 
 
+def test_the_table_is_that_of_the_fixmatch_paper():
+    enhance, slant = (0.05, 0.95), (-0.3, 0.3)
+    assert {name: OPS[name][:2] for name in FIXMATCH_OPS if OPS[name].high > OPS[name].low} == {
+        "brightness": enhance,
+        "color": enhance,
+        "contrast": enhance,
+        "posterize": (4, 8),
+        "rotate": (-30, 30),
+        "sharpness": enhance,
+        "shear_x": slant,
+        "shear_y": slant,
+        "solarize": (0, 1),
+        "translate_x": slant,
+        "translate_y": slant,
+    }
+    assert {"autocontrast", "equalize", "identity"} < set(FIXMATCH_OPS)
+    assert [name for name in OPS if OPS[name].whole] == ["posterize"]
+
+
 def test_weak_draws_are_uniform_and_in_range():
     n = 20_000
     params = draw_weak(np.random.default_rng(0), n, size=(28, 32), flip=True)
@@ -250,6 +269,9 @@ def test_draws_take_the_same_random_numbers_whatever_the_options():
         return rng.bit_generator.state
 
     state = state_after()
+    plain = np.random.default_rng(0)
+    plain.random((7 + 3 * 2) * 100)
+    assert state == plain.bit_generator.state
     assert state == state_after(flip=False, shift=0.0)
     assert state == state_after(size=(64, 50), prob=0.0, cutout=0.0, cutout_prob=0.0)
     assert state == state_after(ops=("invert",))

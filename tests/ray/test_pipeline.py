@@ -1,0 +1,234 @@
+"""The whole pipeline on digits in a real local Ray: one cluster for all tests of this file."""
+
+import dataclasses
+import json
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+import kdfm_ray as kdfm
+from experiments import find_preset
+from kdfm_ray.config import parse_config
+from kdfm_ray.jobs.label import PARTS, label, read_labels
+from kdfm_ray.jobs.prepare import Prepared
+from kdfm_ray.jobs.session import open_session
+from kdfm_ray.pipeline import run
+from kdfm_ray.store import Store
+from kdfm_ray.train.runtime import ignore
+from kdfm_ray.types import UserError
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    # Ray's own: sockets and subprocesses that it leaves to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def make_config(store, **changes):
+    """A few updates: enough to pass through every stage, not to learn much."""
+    values = find_preset("digits")().model_dump(mode="json")
+    values["store"] = str(store)
+    flags = {
+        "scale.cpus_per_worker": 2,
+        "train.steps": 30,
+        "train.batch_size": 16,
+        "train.eval_every": 15,
+        "train.precision": "fp32",
+        "fixmatch.mu": 2,
+        "data.image_size": 16,
+        "select.tau_select": 0.1,
+        "select.pretrain_epochs": 2,
+        "select.max_iter": 60,
+    }
+    for name, value in (flags | changes).items():
+        section, _, field = name.rpartition(".")
+        (values[section] if section else values)[field] = value
+    return parse_config(values)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Four logical CPUs, whatever this machine has, so that three actors run side by side."""
+    from kdfm_ray.jobs import session as module
+
+    module.prepare_environment(local=True, verbose=False)
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    with open_session(make_config("unused").scale, ignore) as session:
+        yield session
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def first(cluster, tmp_path_factory):
+    """A run from nothing, through the public API."""
+    folder = tmp_path_factory.mktemp("first")
+    config = make_config(folder / "store")
+    out = folder / "run"
+    return kdfm.train(config=config, out=out, progress=False), config, folder / "store"
+
+
+def test_the_run_folder_holds_everything(first):
+    result, config, _ = first
+    names = {path.name for path in result.path.iterdir()}
+    assert names >= {
+        *("config.yaml", "split.npz", "metrics.jsonl", "tensorboard", "model.safetensors"),
+        *("model.json", "report.json"),
+    }
+    report = json.loads((result.path / "report.json").read_text())
+    assert set(report["test_accuracy"]) == {"labeled_only", "outer", "inner"}
+    assert all(0 <= value <= 1 for value in report["test_accuracy"].values())
+    assert set(report["trusted"]) == {"size", "coverage", "precision", "precision_all"}
+    assert {"baseline", "outer", "inner", "label", "select", "evaluate"} <= set(report["stages"])
+    assert report["config_hash"] == config.hash()
+    assert report["data"]["labeled"] == 100
+    assert report["versions"]["ray"]
+    assert report["hardware"]["cores"]
+    assert isinstance(report["warnings"], list)
+    assert report["reused"] == []
+
+
+def test_metrics_of_all_three_networks_are_there_once(first):
+    lines = [
+        json.loads(line) for line in (first[0].path / "metrics.jsonl").read_text().splitlines()
+    ]
+    for stage in ("baseline", "outer", "inner"):
+        steps = [line["step"] for line in lines if line["stage"] == stage and "loss" in line]
+        assert steps == [5, 10, 15, 20, 25, 30], stage
+        steps = [
+            line["step"] for line in lines if line["stage"] == stage and "val_accuracy" in line
+        ]
+        assert steps == [15, 30], stage
+    assert list((first[0].path / "tensorboard").glob("events.*"))
+
+
+def test_the_saved_network_gives_the_reported_accuracy(first):
+    from kdfm_ray.data import catalog
+
+    result = first[0]
+    test = catalog.load("digits", result.path, 16).test
+    probs = kdfm.load(result.path).predict_probs(test.images)
+    accuracy = (probs.argmax(1) == test.labels).mean()
+    assert accuracy == pytest.approx(result.report["test_accuracy"]["inner"])
+    with pytest.raises(ValueError, match="predict takes uint8 images"):
+        result.predict_probs(test.images[:, :8])
+
+
+def test_every_unlabeled_image_is_labeled_once(first):
+    result, _, store = first
+    (folder,) = (store / "labels").rglob(PARTS)
+    rows = pq.read_table(folder)
+    assert rows.column_names == ["index", "pseudo_label", "confidence", "probs", "embedding"]
+    index = rows["index"].to_numpy()
+    assert np.array_equal(np.sort(index), np.arange(result.report["data"]["unlabeled"]))
+    probs = np.stack(rows["probs"].to_pylist())
+    np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(probs.max(1), rows["confidence"].to_numpy(), atol=1e-6)
+    assert np.array_equal(probs.argmax(1), rows["pseudo_label"].to_numpy())
+
+
+def test_labels_from_one_and_from_three_actors_are_equal(cluster, first):
+    _, config, root = first
+    again = run(config, ignore)
+    store = Store(str(root))
+    one = read_labels(again.artifacts["labels"].path)
+    split = again.artifacts["split"]
+    prepared = Prepared(again.artifacts["dataset"], split, split.record())
+    one_cpu_each = cluster.scale.model_copy(update={"cpus_per_worker": 1})
+    label(
+        dataclasses.replace(cluster, scale=one_cpu_each),
+        store,
+        prepared,
+        again.plan.outer,
+        "three-actors",
+        precision="fp32",
+        batch_size=128,
+        num_actors=3,
+    )
+    three = read_labels(store.find("labels", "three-actors").path)
+    np.testing.assert_allclose(three.probs, one.probs, atol=1e-5)
+    np.testing.assert_allclose(three.embeddings, one.embeddings, atol=1e-4)
+
+
+def test_a_finished_run_does_nothing_again(first):
+    _, config, _ = first
+    again = run(config, ignore)
+    assert again.reused == ["baseline", "outer", "label", "select", "inner", "evaluate"]
+
+
+def test_another_threshold_reuses_the_outer_network(first):
+    _, config, _ = first
+    other = config.model_copy(
+        update={"select": config.select.model_copy(update={"tau_select": 0.12})}
+    )
+    events = []
+    changed = run(other, events.append)
+    assert changed.reused == ["baseline", "outer", "label"]
+    started = [event["stage"] for event in events if event.get("state") == "start"]
+    assert started == ["data", "select", "inner", "evaluate"]
+
+
+def test_an_empty_trusted_subset_keeps_the_outer_network(first):
+    _, config, _ = first
+    strict = config.model_copy(
+        update={"select": config.select.model_copy(update={"tau_select": 1.0})}
+    )
+    with pytest.raises(UserError, match="tau_select") as error:
+        run(strict, ignore)
+    assert "0." in str(error.value), "thresholds to try"
+    again = run(config, ignore)
+    assert "outer" in again.reused
+
+
+@pytest.mark.parametrize("init", ["outer"])
+def test_two_workers_and_an_inner_network_that_starts_from_the_outer(first, init):
+    _, config, _ = first
+    two = config.model_copy(
+        update={
+            "inner": config.inner.model_copy(update={"init": init, "loss": "sce"}),
+            "scale": config.scale.model_copy(update={"num_workers": 2}),
+        }
+    )
+    finished = run(two, ignore)
+    assert finished.resources["workers"] == 2
+    assert "inner" not in finished.reused
+    assert finished.artifacts["inner"].record()["val_accuracy"] is not None
+
+
+def test_more_workers_than_cpus_is_refused(first):
+    _, config, _ = first
+    many = config.model_copy(update={"scale": config.scale.model_copy(update={"num_workers": 16})})
+    with pytest.raises(UserError, match=r"use at most \d+ workers"):
+        run(many, ignore)
+
+
+def test_no_ray_process_outlives_the_session(tmp_path):
+    """In a process of its own, since this one has a cluster."""
+    import subprocess
+    import sys
+
+    code = (
+        "from kdfm_ray.jobs.session import open_session\n"
+        "from kdfm_ray.config import ScaleConfig\n"
+        "import psutil\n"
+        "with open_session(ScaleConfig(), print) as session:\n"
+        "    import os\n"
+        "    assert session.call(os.getpid) != os.getpid()\n"
+        "    mine = psutil.Process().children(recursive=True)\n"
+        "    ports = {c.laddr.ip for p in mine for c in p.net_connections('tcp')\n"
+        "             if c.status == 'LISTEN'}\n"
+        "print(*[p.pid for p in mine])\n"
+        "print(*sorted(ports))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    pids, ports = done.stdout.splitlines()[-2:]
+    assert len(pids.split()) > 3
+    alive = [pid for pid in map(int, pids.split()) if psutil.pid_exists(pid)]
+    assert not [pid for pid in alive if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    assert set(ports.split()) <= {"127.0.0.1", "::1"}, "all of Ray's ports are on loopback"
