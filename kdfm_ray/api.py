@@ -49,8 +49,8 @@ class Run:
         import numpy as np
         import torch
 
-        from kdfm_ray.train.batches import ImageSource
-        from kdfm_ray.train.evaluate import predict
+        from kdfm_ray.training.batches import ImageSource
+        from kdfm_ray.training.evaluate import predict
 
         expected = tuple(self.report["data"]["image_shape"])
         if images.dtype != np.uint8 or images.shape[1:] != expected:

@@ -166,6 +166,15 @@ class SelectConfig(Section):
     gamma: float = Field(0.1, ge=0, description="IDEC: weight of the reconstruction")
     kmeans_restarts: int = Field(10, ge=1, description="k-means: best of so many starts")
 
+    @model_validator(mode="after")
+    def _two_targets(self) -> SelectConfig:
+        if self.max_iter < 2 * self.update_interval:
+            raise ValueError(
+                f"max_iter = {self.max_iter} leaves no room for two targets of update_interval = "
+                f"{self.update_interval} updates: raise it to {2 * self.update_interval} or more"
+            )
+        return self
+
 
 class InnerConfig(Section):
     """The inner network: where its trusted labels and its own meet, and its unlabeled loss."""

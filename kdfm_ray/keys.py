@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from kdfm_ray.config import Config, Precision, content_hash
-from kdfm_ray.train.loop import Role
+from kdfm_ray.training.loop import Role
 
 VERSIONS = {
     "dataset": 1,

@@ -16,7 +16,7 @@ LAYERS = [
     ["report"],
     ["pipeline"],
     ["jobs", "keys"],
-    ["train"],
+    ["training"],
     ["method", "trust", "augment"],
     ["models", "data"],
     ["store"],

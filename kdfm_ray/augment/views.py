@@ -56,6 +56,9 @@ NAMES = tuple(OPS)
 _IDENTITY = NAMES.index("identity")
 _AFFINE = np.array([NAMES.index(name) for name in geometry.AFFINE])
 _IS_AFFINE = np.isin(np.arange(len(NAMES)), _AFFINE)
+_ORDER = np.array(
+    [code + len(NAMES) * (name in pointwise.MIXERS) for code, name in enumerate(NAMES)]
+)
 _LOOKS = np.array([name in {**pointwise.IMAGE_TABLES, **pointwise.MIXERS} for name in NAMES])
 
 Images = UInt8[Tensor, "n c h w"]
@@ -255,27 +258,38 @@ def _recolor_(images: Tensor, op: np.ndarray, magnitude: np.ndarray) -> None:
         looks = waiting & _LOOKS[op[:, slot]]
         _look_up_(images, tables, looks)
         waiting &= ~looks
-        tabled: list[np.ndarray] = []
+
+        # Images in the order of their operations: each operation has a slice, mixers come last.
+        rows = np.argsort(_ORDER[op[:, slot]], kind="stable")
+        rows = rows[op[rows, slot] != _IDENTITY]
+        if len(rows) == 0:
+            continue
+        where, strength = _on(images, rows), _on(images, magnitude[rows, slot])
+        seen = images.index_select(0, where)
         then: list[Tensor] = []
-        for code in np.unique(op[:, slot]):
-            name, rows = NAMES[code], np.flatnonzero(op[:, slot] == code)
-            where, strength = _on(images, rows), _on(images, magnitude[rows, slot])
-            if name in pointwise.MIXERS:
-                mixed = pointwise.MIXERS[name](images.index_select(0, where), strength)
-                _put_(images, where, mixed)
-            elif name in pointwise.VALUE_TABLES:
-                tabled.append(rows)
-                then.append(pointwise.VALUE_TABLES[name](strength).expand(-1, c, -1))
+        mixed: list[Tensor] = []
+        for name, part in _runs(op[rows, slot]):
+            if name in pointwise.VALUE_TABLES:
+                then.append(pointwise.VALUE_TABLES[name](strength[part]).expand(-1, c, -1))
             elif name in pointwise.IMAGE_TABLES:
-                tabled.append(rows)
-                seen = images.index_select(0, where)
-                then.append(pointwise.IMAGE_TABLES[name](seen, strength))
-        if tabled:
-            where = _on(images, np.concatenate(tabled))
-            first = tables.index_select(0, where)
-            _put_(tables, where, pointwise.compose(first, torch.cat(then)))
-            waiting[np.concatenate(tabled)] = True
+                then.append(pointwise.IMAGE_TABLES[name](seen[part], strength[part]))
+            else:
+                mixed.append(pointwise.MIXERS[name](seen[part], strength[part]))
+        tabled = sum(map(len, then))
+        if then:
+            first = tables.index_select(0, where[:tabled])
+            _put_(tables, where[:tabled], pointwise.compose(first, torch.cat(then)))
+            waiting[rows[:tabled]] = True
+        if mixed:
+            _put_(images, where[tabled:], torch.cat(mixed))
     _look_up_(images, tables, waiting)
+
+
+def _runs(op: np.ndarray) -> list[tuple[str, slice]]:
+    """Name and place of each run of equal operations."""
+    starts = np.flatnonzero(np.diff(op, prepend=-1))
+    ends = [*starts[1:], len(op)]
+    return [(NAMES[op[start]], slice(start, end)) for start, end in zip(starts, ends, strict=True)]
 
 
 def _look_up_(images: Tensor, tables: Tensor, mask: np.ndarray) -> None:

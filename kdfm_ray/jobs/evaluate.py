@@ -12,8 +12,8 @@ from kdfm_ray.jobs.prepare import Prepared, load_images
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.models.backbone import load_network
 from kdfm_ray.store import Store
-from kdfm_ray.train.batches import ImageSource
-from kdfm_ray.train.evaluate import count_correct
+from kdfm_ray.training.batches import ImageSource
+from kdfm_ray.training.evaluate import count_correct
 from kdfm_ray.types import Emit
 
 

@@ -28,8 +28,8 @@ from kdfm_ray.jobs.prepare import Prepared, load_images
 from kdfm_ray.jobs.session import Session, quiet_libraries
 from kdfm_ray.models.backbone import load_network
 from kdfm_ray.store import Store
-from kdfm_ray.train.batches import ImageSource
-from kdfm_ray.train.evaluate import predict
+from kdfm_ray.training.batches import ImageSource
+from kdfm_ray.training.evaluate import predict
 from kdfm_ray.types import Emit
 
 PARTS = "parts"  # folder of the Parquet files in the artefact

@@ -16,7 +16,7 @@ from kdfm_ray.data.split import Split, make_split
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.models.backbone import Network, create_network
 from kdfm_ray.store import Artifact, Draft, Store
-from kdfm_ray.train.batches import TrainingData
+from kdfm_ray.training.batches import TrainingData
 from kdfm_ray.types import UNKNOWN, Dataset, Emit, ImageSet, UserError
 
 FOLDER_IMAGE_SIZE = 64  # pixels a side where the images are the user's and nothing else is said

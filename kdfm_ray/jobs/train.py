@@ -21,8 +21,8 @@ from kdfm_ray.jobs.prepare import load_training_data, make_network
 from kdfm_ray.jobs.session import Session, quiet_libraries
 from kdfm_ray.models.backbone import Network, load_network, save_network
 from kdfm_ray.store import Store
-from kdfm_ray.train.loop import Role, TrainResult, train_network
-from kdfm_ray.train.runtime import Runtime, ignore
+from kdfm_ray.training.loop import Role, TrainResult, train_network
+from kdfm_ray.training.runtime import Runtime, ignore
 from kdfm_ray.types import UserError
 
 

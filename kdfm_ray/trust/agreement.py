@@ -15,12 +15,13 @@ def contingency(
     cluster: Int64[np.ndarray, " n"],
     label: Int64[np.ndarray, " n"],
     weight: Float[np.ndarray, " n"],
-    *,
-    num_clusters: int,
-    num_classes: int,
+    shape: tuple[int, int],
 ) -> Float64[np.ndarray, "c k"]:
-    """The weight of the images in each cluster with each label; noise (cluster -1) is left out."""
-    table = np.zeros((num_clusters, num_classes))
+    """The weight of the images in each cluster with each label; noise (cluster -1) is left out.
+
+    ``shape`` is (number of clusters, number of classes).
+    """
+    table = np.zeros(shape)
     real = cluster >= 0
     np.add.at(table, (cluster[real], label[real]), weight[real])
     return table

@@ -184,10 +184,16 @@ def fit_dec(
     points = torch.tensor(x, dtype=torch.float32, device=device)
     model = DeepClusters(x.shape[1], hidden_dims, latent_dim, k, seed).to(device)
     batches = _batches(len(x), batch_size, seed, points.device)
-    emit = emit or (lambda event: None)
+    pretrain_steps = pretrain_epochs * max(1, len(x) // batch_size)
+    if pretrain_epochs:
+        pretrain_steps = max(pretrain_steps, MIN_PRETRAIN_STEPS)
 
-    threads = 1 if batch_size * hidden * x.shape[1] < SMALL_STEP else torch.get_num_threads()
+    def progress(phase: str, step: int, **more: float) -> None:
+        if emit:
+            emit({"phase": phase, "step": step, "total": pretrain_steps + max_iter} | more)
 
+    small = batch_size * x.shape[1] * max(hidden_dims, default=latent_dim) < SMALL_STEP
+    threads = 1 if small else torch.get_num_threads()
     clock = [time.perf_counter()]
     with _threads(threads):
         _pretrain(model, points, batches, pretrain_steps, learning_rate, progress)
@@ -293,7 +299,7 @@ def _refine(
         changed = (q.argmax(1) != last).float().mean().item()
         history.append(_entry(step, changed, q, p, old_q, old_p))
         progress(step, changed)
-        if not math.isfinite(history[-1]["kl"]):
+        if history[-1]["kl"] is None:
             return history, "diverged"
         if changed < tol and step >= 2 * update_interval:
             return history, "tol"
@@ -310,9 +316,15 @@ def _entry(
 ) -> dict[str, Any]:
     before = after = None
     if old_p is not None and old_q is not None:
-        before, after = kl_divergence(old_p, old_q).item(), kl_divergence(old_p, q).item()
-    kl = kl_divergence(p, q).item()
+        before, after = _nats(old_p, old_q), _nats(old_p, q)
+    kl = _nats(p, q)
     return {"step": step, "changed": changed, "kl": kl, "kl_before": before, "kl_after": after}
+
+
+def _nats(p: Float[Tensor, "n k"], q: Float[Tensor, "n k"]) -> float | None:
+    """KL as a number that JSON knows: ``None`` where it is not finite."""
+    kl = kl_divergence(p, q).item()
+    return kl if math.isfinite(kl) else None
 
 
 @contextlib.contextmanager

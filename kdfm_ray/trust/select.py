@@ -29,7 +29,8 @@ from kdfm_ray.trust.agreement import (
     matched_agreement,
     normalized_mutual_information,
 )
-from kdfm_ray.trust.clusterers import NOISE, Clustering, fit_and_assign, make_clusterer
+from kdfm_ray.trust.algorithms import NOISE, Clustering, Task
+from kdfm_ray.trust.clusterers import fit_and_assign, make_clusterer
 from kdfm_ray.trust.figures import Images, cluster_warnings
 from kdfm_ray.types import UNKNOWN, Emit
 
@@ -105,14 +106,13 @@ def select_trusted(
     """
     started = time.perf_counter()
     num_classes = probs.shape[1]
-    common = dict(seed=seed, gpu=gpu, device=device, emit=emit)
-    tool = make_clusterer(
-        clusterer, num_clusters=num_clusters or num_classes, **common, **(options or {})
-    )
+    num_clusters = num_clusters or num_classes
+    task = Task(num_clusters, seed, gpu, device, emit)
+    tool = make_clusterer(clusterer, task, **(options or {}))
     images = _look_at(embeddings, probs, labeled_index, truth)
     confident = images.confidence >= np.float32(tau)
     kept = np.flatnonzero(confident | ~images.unlabeled)
-    _refuse_too_few(images, confident, tau, needed=(num_clusters or num_classes) if tool else 1)
+    _refuse_too_few(images, confident, tau, needed=num_clusters if tool else 1)
 
     cluster = np.full(len(probs), NOISE, np.int64)
     matching, agrees = _NO_CLUSTERS, confident
@@ -181,35 +181,40 @@ def _match(
     """Give the clusters classes; where they agree less than their start did, take the start."""
 
     def measure(part: Clustering) -> tuple[Int64[np.ndarray, " c"], float]:
-        shape = dict(num_clusters=part.num_clusters, num_classes=num_classes)
-        table = contingency(part.assignments, vote, weight, **shape)
+        shape = (part.num_clusters, num_classes)
+        table = contingency(part.assignments, vote, weight, shape)
         classes = match_clusters(table)
         return classes, matched_agreement(table, classes)
 
-    used, (cluster_to_class, end) = clustering, measure(clustering)
-    start, warnings = None, list(clustering.details.get("notes", []))
-    fallback = clustering.details.get("stopped_by") == "diverged"
+    def alarms(part: Clustering) -> list[str]:
+        return cluster_warnings(_sizes(part), np.bincount(vote[part.assignments != NOISE]))
+
+    used, (cluster_to_class, end), start = clustering, measure(clustering), None
+    warnings = [*clustering.details.get("notes", []), *alarms(clustering)]
     if clustering.start:
         start_classes, start = measure(clustering.start)
         if start - end > allowed_fall:
-            used, cluster_to_class, fallback = clustering.start, start_classes, True
+            used, cluster_to_class = clustering.start, start_classes
             warnings.append(
                 "deep clustering made the clusters worse than their k-means start (agreement with "
                 f"the pseudo labels {start:.2%} -> {end:.2%}), so the start was used: try "
                 "clusterer idec, gmm or kmeans, or a lower learning_rate or max_iter"
             )
-    real = used.assignments != NOISE
-    sizes = np.bincount(used.assignments[real], minlength=used.num_clusters)
-    warnings += cluster_warnings(sizes, np.bincount(vote[real], minlength=num_classes))
+            warnings += alarms(used)
     record = {
         "agreement": {"start": start, "end": end},
-        "fallback": fallback,
-        "cluster_sizes": sizes.tolist(),
+        "fallback": used is not clustering or clustering.details.get("stopped_by") == "diverged",
+        "cluster_sizes": _sizes(used).tolist(),
         "cluster_to_class": cluster_to_class.tolist(),
-        "noise": int((~real).sum()),
+        "noise": int((used.assignments == NOISE).sum()),
         "details": clustering.details,
     }
     return _Matching(used.assignments, cluster_to_class, record, warnings)
+
+
+def _sizes(part: Clustering) -> Int64[np.ndarray, " c"]:
+    real = part.assignments[part.assignments != NOISE]
+    return np.bincount(real, minlength=part.num_clusters)
 
 
 def _look_at(
@@ -255,7 +260,7 @@ def _refuse_too_few(
     raise EmptyTrustedError(
         f"the trusted subset is empty: {reason}, at tau_select = {tau:g}. The confidence of the "
         f"{len(confidence)} unlabeled images has a median of {median:.4f}, a 90 % quantile of "
-        f"{tenth:.4f} and a maximum of {most:.4f}. Try tau_select = {_below(tenth)} (keeps a tenth) "
+        f"{tenth:.4f}, a maximum of {most:.4f}. Try tau_select = {_below(tenth)} (keeps a tenth) "
         f"or {_below(median)} (keeps half), or train the outer network longer."
     )
 

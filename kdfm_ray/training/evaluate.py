@@ -9,7 +9,7 @@ from torch import Tensor
 from kdfm_ray.config import Precision
 from kdfm_ray.models.backbone import Network
 from kdfm_ray.models.precision import autocast
-from kdfm_ray.train.batches import ImageSource
+from kdfm_ray.training.batches import ImageSource
 
 
 @torch.inference_mode()

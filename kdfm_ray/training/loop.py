@@ -20,10 +20,10 @@ from kdfm_ray.method.losses import make_loss
 from kdfm_ray.models.backbone import Network, Output
 from kdfm_ray.models.ema import Ema
 from kdfm_ray.models.precision import autocast
-from kdfm_ray.train.batches import Batch, Batches, ImageSource, TrainingData
-from kdfm_ray.train.evaluate import count_correct
-from kdfm_ray.train.optimizer import cosine_factor, make_optimizer
-from kdfm_ray.train.runtime import Runtime
+from kdfm_ray.training.batches import Batch, Batches, ImageSource, TrainingData
+from kdfm_ray.training.evaluate import count_correct
+from kdfm_ray.training.optimizer import cosine_factor, make_optimizer
+from kdfm_ray.training.runtime import Runtime
 
 Role = Literal["baseline", "outer", "inner"]
 EVAL_BATCH = 512  # images per forward pass of a validation

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdfm_ray.models.backbone import create_network
-from kdfm_ray.train.optimizer import cosine_factor, make_optimizer, parameter_groups
+from kdfm_ray.training.optimizer import cosine_factor, make_optimizer, parameter_groups
 
 
 def tiny(name="wrn_10_2"):

@@ -11,9 +11,9 @@ import torch.multiprocessing as mp
 from kdfm_ray.config import Config, FixMatchConfig, parse_config
 from kdfm_ray.data.split import make_split
 from kdfm_ray.models.backbone import create_network
-from kdfm_ray.train.batches import Batches, TrainingData
-from kdfm_ray.train.loop import train_network
-from kdfm_ray.train.runtime import Runtime
+from kdfm_ray.training.batches import Batches, TrainingData
+from kdfm_ray.training.loop import train_network
+from kdfm_ray.training.runtime import Runtime
 
 SIZE, NUM_CLASSES = 16, 4
 

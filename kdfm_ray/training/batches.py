@@ -27,7 +27,7 @@ from kdfm_ray.augment.views import (
 from kdfm_ray.config import Config
 from kdfm_ray.data.split import Split
 from kdfm_ray.data.streams import IndexStream, rng, worker_slice
-from kdfm_ray.train.runtime import Runtime
+from kdfm_ray.training.runtime import Runtime
 from kdfm_ray.types import UNKNOWN
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -48,7 +49,7 @@ class Runtime:
                     "train.norm_sync = global is torch's SyncBatchNorm, which runs on GPUs only: "
                     "use train.norm_sync = local on CPUs"
                 )
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = convert_sync_batchnorm(network)  # torch's own drops timm's activations
         if self.world_size == 1:
             return network
         device_ids = [self.device.index] if self.device.type == "cuda" else None
