@@ -50,8 +50,8 @@ def brightness(factor: Magnitudes) -> UInt8[Tensor, "n 1 256"]:
 
 def posterize(bits: Magnitudes) -> UInt8[Tensor, "n 1 256"]:
     """``ImageOps.posterize``: keep the first ``bits`` (1 to 8, rounded down) of every value."""
-    step = 2.0 ** (8 - bits.floor()[:, None, None])
-    return ((_values(bits.device) / step).floor() * step).to(torch.uint8)
+    step = 1 << (8 - bits.int()[:, None, None])
+    return (_values(bits.device).int() & -step).to(torch.uint8)
 
 
 def solarize(threshold: Magnitudes) -> UInt8[Tensor, "n 1 256"]:

@@ -41,6 +41,7 @@ class LiveView:
         self._bars: dict[str, TaskID] = {}
         self._numbers: dict[str, str] = {}
         self._done: dict[str, int] = {}
+        self._finished: set[str] = set()
         self._last_line = 0.0
         self._progress = Progress(
             TextColumn("{task.description:<27}"),
@@ -72,7 +73,7 @@ class LiveView:
                 self._bar(stage)
             elif state == "done":
                 self._finish(stage, event)
-            else:
+            elif stage not in self._finished:  # an event may come after its stage's end
                 self._advance(stage, event)
 
     def _bar(self, stage: str, total: int | None = None) -> TaskID:
@@ -101,6 +102,7 @@ class LiveView:
             numbers = self._numbers[stage]
         self._progress.update(bar, completed=done, total=done, numbers=numbers)
         self._progress.stop_task(bar)
+        self._finished.add(stage)
         self._plain(f"{TITLES[stage]}: done  {numbers}")
 
     def _line(self, text: str) -> None:

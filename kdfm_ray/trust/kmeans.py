@@ -5,11 +5,15 @@ Legend: n points of size d, k clusters.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 INIT_POINTS_PER_CLUSTER = 2_000  # k-means++ looks at this many; a cluster of 1 % is still seen
 ASSIGN_BATCH = 65_536
+SMALL_SEARCH = 2**25  # multiplications; below, threads cost more than they give
 
 
 def fit_kmeans(
@@ -62,7 +66,8 @@ def fit_kmeans(
             min_points_per_centroid=1,  # FAISS warns below 39; few points are no mistake here
             max_points_per_centroid=n,
         )
-        objective = float(lloyd.train(x, init_centroids=np.ascontiguousarray(start)))
+        with _threads(n * k * d):
+            objective = float(lloyd.train(x, init_centroids=np.ascontiguousarray(start)))
         if best is None or objective < best_objective:
             best_objective, best = objective, lloyd.centroids
     assert best is not None
@@ -89,8 +94,24 @@ def nearest(
     distance = np.empty((len(x), count), np.float32)
     for low in range(0, len(x), ASSIGN_BATCH):
         batch = np.ascontiguousarray(x[low : low + ASSIGN_BATCH], dtype=np.float32)
-        distance[low : low + len(batch)], found[low : low + len(batch)] = index.search(batch, count)
+        part = slice(low, low + len(batch))
+        with _threads(batch.size * len(others)):
+            distance[part], found[part] = index.search(batch, count)
     return found, distance
+
+
+@contextlib.contextmanager
+def _threads(multiplications: int) -> Iterator[None]:
+    """One FAISS thread for a small piece of work: on a busy machine its threads wait for each
+    other by spinning, which made a millisecond of work take a second."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1 if multiplications < SMALL_SEARCH else before)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def check_points(n: int, k: int) -> None:

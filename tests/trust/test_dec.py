@@ -78,8 +78,9 @@ def test_the_target_favors_small_clusters():
 
 def test_a_pass_in_small_parts_equals_one_pass(monkeypatch):
     model = dec.DeepClusters(6, (8,), 3, 4, seed=0)
-    model.centroids.data.normal_()
-    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    model.centroids.data.normal_(generator=generator)
+    x = torch.randn(50, 6, generator=generator)
     whole = model.soft_assign(x)
     monkeypatch.setattr(dec, "MAX_FLOATS", 7 * 3 * 4)
     torch.testing.assert_close(model.soft_assign(x), whole)
@@ -98,9 +99,10 @@ def overlapping(blobs):
 def test_kl_falls(overlapping):
     history = overlapping[2].history
     assert history[0]["kl_before"] is None
-    falls = [entry["kl_after"] < entry["kl_before"] for entry in history[1:]]
-    assert np.mean(falls) > 0.9
-    assert history[-1]["kl"] < 0.7 * history[0]["kl"]
+    assert all(entry["kl_after"] < entry["kl_before"] for entry in history[1:])
+    assert history[1]["kl_after"] < 0.5 * history[1]["kl_before"]
+    # a new target starts higher than the last one ended; in the long run that falls as well
+    assert history[-1]["kl"] < 0.9 * max(entry["kl"] for entry in history)
 
 
 def test_weights_and_assignments_leave_the_start(overlapping):

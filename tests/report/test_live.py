@@ -1,0 +1,58 @@
+"""The live view: bars on a terminal, lines elsewhere, and never an exception."""
+
+import io
+
+from rich.console import Console
+
+from kdfm_ray.report import live
+from kdfm_ray.report.live import LiveView
+
+EVENTS = [
+    {"stage": "data", "state": "start"},
+    {
+        **{"stage": "data", "state": "done", "num_labeled": 100, "num_unlabeled": 1295},
+        **{"num_val": 143, "num_test": None},
+    },
+    {"stage": "baseline", "state": "reused"},
+    {"stage": "outer", "state": "start"},
+    {"stage": "outer", "step": 5, "total": 10, "loss": 1.25, "mask_rate": 0.5},
+    {"stage": "outer", "step": 10, "total": 10, "val_accuracy": 0.875},
+    {"stage": "outer", "state": "done"},
+    {"stage": "label", "state": "start"},
+    {"stage": "label", "advance": 700, "total": 1295},
+    {"stage": "label", "advance": 595, "total": 1295},
+    {"stage": "label", "state": "done"},
+    {"stage": "label", "advance": 1, "total": 1295},  # an event that was late
+    {"stage": "nonsense", "step": 3},
+]
+
+
+def show(terminal):
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=terminal, width=140)
+    with LiveView(console) as view:
+        for event in EVENTS:
+            view(event)
+    return output.getvalue()
+
+
+def test_lines_where_there_is_no_terminal():
+    lines = show(terminal=False).splitlines()
+    assert lines == [
+        "data and split: done  100 labeled  1,295 unlabeled  143 validation  no test",
+        "labeled-only network: done before, reused from the store",
+        "FixMatch (outer) network: done  validation 87.5%",
+        "pseudo labels: done",
+    ]
+
+
+def test_a_line_at_intervals(monkeypatch):
+    monkeypatch.setattr(live, "LINE_SECONDS", 0.0)
+    assert "FixMatch (outer) network: 5/10  loss 1.250  mask 50%" in show(terminal=False)
+
+
+def test_bars_on_a_terminal():
+    text = show(terminal=True)
+    assert "FixMatch (outer) network" in text
+    assert "10/10" in text
+    assert "1295/1295" in text
