@@ -143,8 +143,7 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
         finished = run(config, emit, verbose=verbose)
     for role in SHOWN:
         if role in finished.artifacts:
-            metrics = (finished.artifacts[role].path / "metrics.jsonl").read_text()
-            folder.complete(role, [json.loads(line) for line in metrics.splitlines()])
+            folder.complete(role, finished.artifacts[role])
     report = make_report(finished)
     folder.finish(finished.artifacts, report)
     print_report(report, console, str(path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import sys
 import types
 import typing
@@ -47,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"kdfm: {error}", file=sys.stderr)
         return BAD_INPUT
+    except FloatingPointError as error:
+        print(f"kdfm: {error}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(
             "kdfm: interrupted; finished stages are kept, the same command goes on", file=sys.stderr

@@ -1,6 +1,13 @@
-"""Shapes and dtypes written in annotations are checked while the tests run."""
+"""Shapes and dtypes written in annotations are checked while the tests run; Ray stays on loopback.
+
+Ray reads its setting when it is imported, which some test may do before a session is opened.
+"""
+
+import os
 
 from jaxtyping import install_import_hook
+
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 CHECKED = [
     "kdfm_ray.data",

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ from kdfm_ray.types import Emit, Event, UserError
 
 T = TypeVar("T")
 POLL_SECONDS = 0.25  # between looks at the progress of remote work
+# With 0, read while Ray is imported, all ports of a Ray that is started here are on loopback.
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,12 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
     A cluster that is started here listens on loopback only and is quiet; one that is joined is
     left as it is.
     """
+    joining = bool(os.environ.get("RAY_ADDRESS"))
+    prepare_environment(local=not joining)
     if scale.num_workers == 0:
         cpus, gpus = _this_process()
         yield Session(True, cpus, _usable_gpus(scale, gpus), emit, scale, verbose)
         return
-    joining = bool(os.environ.get("RAY_ADDRESS"))
-    prepare_environment(local=not joining, verbose=verbose)
     import ray
 
     ours = not ray.is_initialized()
@@ -108,17 +111,21 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
             ray.shutdown()
 
 
-def prepare_environment(*, local: bool, verbose: bool) -> None:
+def prepare_environment(*, local: bool) -> None:
     """Settings that Ray reads from the environment, none of which replaces the user's own."""
     settings = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # fit() polls; the default 2 s costs seconds
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default; says so in a warning
     }
-    if not verbose:
-        settings["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     if local:
-        settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # all of Ray's ports on loopback
+        if "ray" in sys.modules and LOOPBACK not in os.environ:
+            warnings.warn(
+                "ray was imported before kdfm_ray could set its environment, so the ports of a "
+                f"local Ray may listen on all interfaces: set {LOOPBACK}=0 before importing ray",
+                stacklevel=3,
+            )
+        settings[LOOPBACK] = "0"
         settings["GLOO_SOCKET_IFNAME"] = "lo"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
@@ -147,12 +154,8 @@ def _init(*, joining: bool, verbose: bool) -> None:
                 f"cannot join the Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}"
             ) from error
         return
-    ray.init(
-        include_dashboard=False,
-        num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        _temp_dir=os.environ.get("RAY_TMPDIR") or os.path.join(tempfile.gettempdir(), "ray"),
-        **quiet,
-    )
+    # "local": never a cluster that somebody else runs on this machine.
+    ray.init(address="local", include_dashboard=False, **quiet)
 
 
 @contextlib.contextmanager

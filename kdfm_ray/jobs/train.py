@@ -7,8 +7,10 @@ other, as the labeled-only and the outer one, share one.
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -52,10 +54,12 @@ def train(session: Session, store: Store, config: Config, tasks: list[TrainTask]
     """Train the networks of ``tasks`` in their order; each lands in the store when it is done.
 
     Raises:
-        ray.train.TrainingFailedError: a worker failed; its cause is the worker's exception.
         UserError: a mistake that only a worker could see.
+        FloatingPointError: the loss became NaN or infinite.
+        RuntimeError: a worker failed otherwise; the text has its traceback.
     """
     quiet_libraries(session)
+    storage = f"{store.root}/ray_train"
     workers = session.scale.num_workers
     name = f"{'-'.join(task.role for task in tasks)}-{uuid.uuid4().hex[:8]}"
     trainer = TorchTrainer(
@@ -75,7 +79,7 @@ def train(session: Session, store: Store, config: Config, tasks: list[TrainTask]
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=f"{store.root}/ray_train",
+            storage_path=storage,
             # A restart would begin the stage anew: until the loop saves its state inside a
             # stage, a failed worker ends the run, and the next one goes on at this stage.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
@@ -84,10 +88,22 @@ def train(session: Session, store: Store, config: Config, tasks: list[TrainTask]
     try:
         trainer.fit()
     except ray.train.WorkerGroupError as error:
-        cause = next(iter(error.worker_failures.values()), None)
-        if isinstance(cause, UserError):
-            raise cause from error
-        raise RuntimeError(f"training failed: {cause or error}") from (cause or error)
+        raise _first_cause(error) from error
+    finally:
+        if not store.remote:  # what Ray keeps of a run: nothing that the store does not have
+            shutil.rmtree(Path(storage, name), ignore_errors=True)
+
+
+def _first_cause(error: ray.train.WorkerGroupError) -> Exception:
+    """The exception of the first worker that failed, as it was raised there."""
+    failures = sorted(error.worker_failures.items())
+    if not failures:
+        return RuntimeError(f"training failed: {error}")
+    rank, failure = failures[0]
+    original = getattr(failure, "_base_exc", failure)  # Ray wraps it to carry its traceback
+    if isinstance(original, UserError | FloatingPointError):
+        return original
+    return RuntimeError(f"training worker {rank} failed: {failure}")
 
 
 def resolve_precision(session: Session, config: Config) -> Precision:
@@ -146,11 +162,6 @@ def write_network(store: Store, task: TrainTask, config: Config, result: TrainRe
                 "config": config.model_dump(mode="json"),
             }
         )
-
-
-def read_metrics(path: Any) -> list[dict[str, Any]]:
-    """The metrics lines of a stored network."""
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
 def _last_metrics(metrics: list[dict[str, Any]]) -> dict[str, Any]:

@@ -49,8 +49,10 @@ class RunFolder:
         with self._lock:
             self._write({key: value for key, value in event.items() if key != "total"})
 
-    def complete(self, role: str, lines: list[dict[str, Any]]) -> None:
+    def complete(self, role: str, network: Artifact) -> None:
         """Write those lines of a finished network that were not seen live."""
+        text = (network.path / "metrics.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
         with self._lock:
             last = self._written.get(role, 0)
             for line in lines:

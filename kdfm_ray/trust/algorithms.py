@@ -29,6 +29,7 @@ from kdfm_ray.trust import dec, kmeans
 from kdfm_ray.types import Emit
 
 NOISE = -1
+GMM_SMALL = 2**30  # multiplications of one covariance
 NEIGHBORS = 5  # that vote on a point outside the sample
 MAX_POINTS = {"spectral": 5_000, "dbscan": 10_000, "hdbscan": 10_000}  # time or memory is quadratic
 
@@ -114,7 +115,8 @@ def fit_gmm(
     mixture = GaussianMixture(
         task.num_clusters, reg_covar=gmm_regularization, random_state=task.seed
     )
-    with warnings.catch_warnings(record=True) as caught:
+    small = len(x) * x.shape[1] * x.shape[1] < GMM_SMALL
+    with warnings.catch_warnings(record=True) as caught, kmeans.one_thread(small):
         warnings.simplefilter("always")
         mixture.fit(x)
     return Clustering(
@@ -134,7 +136,7 @@ def fit_spectral(
         n_neighbors=min(spectral_neighbors, len(x) - 1),
         random_state=task.seed,
     )
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, kmeans.one_thread(True):
         warnings.simplefilter("always")
         assignments = spectral.fit_predict(x).astype(np.int64)
     return Clustering(
@@ -163,7 +165,8 @@ def fit_dbscan(
         squared = np.maximum(kmeans.nearest(x, x, count=min_samples)[1][:, -1], 0)
         # a hair more than the distance, which FAISS and scikit-learn round differently
         eps = float(np.sqrt(np.quantile(squared, dbscan_eps_quantile))) * (1 + 1e-4) or 1e-6
-    dbscan = DBSCAN(eps=eps, min_samples=min_samples).fit(x)
+    with kmeans.one_thread(True):
+        dbscan = DBSCAN(eps=eps, min_samples=min_samples).fit(x)
     core = dbscan.core_sample_indices_
     core_points, core_cluster = x[core], dbscan.labels_[core].astype(np.int64)
 
@@ -192,7 +195,8 @@ def fit_hdbscan(
 
     smallest = hdbscan_min_cluster_size or max(5, len(x) // (40 * task.num_clusters))
     min_samples = min(hdbscan_min_samples, len(x))
-    hdbscan = HDBSCAN(min_cluster_size=smallest, min_samples=min_samples, copy=True).fit(x)
+    with kmeans.one_thread(True):
+        hdbscan = HDBSCAN(min_cluster_size=smallest, min_samples=min_samples, copy=True).fit(x)
     assignments = np.maximum(hdbscan.labels_, NOISE).astype(np.int64)
     return Clustering(
         assignments,

@@ -193,18 +193,15 @@ def fit_dec(
             emit({"phase": phase, "step": step, "total": pretrain_steps + max_iter} | more)
 
     small = batch_size * x.shape[1] * max(hidden_dims, default=latent_dim) < SMALL_STEP
-    threads = 1 if small else torch.get_num_threads()
-    clock = [time.perf_counter()]
-    with _threads(threads):
+    with _threads(1 if small else torch.get_num_threads()):
+        clock = [time.perf_counter()]
         _pretrain(model, points, batches, pretrain_steps, learning_rate, progress)
-    clock.append(time.perf_counter())
-    centroids, _ = fit_kmeans(
-        model.encode(points).cpu().numpy(), k, seed=seed, restarts=kmeans_restarts, gpu=gpu
-    )
-    model.centroids.data.copy_(torch.from_numpy(centroids))
-    start = copy.deepcopy(model)
-    clock.append(time.perf_counter())
-    with _threads(threads):
+        clock.append(time.perf_counter())
+        z = model.encode(points).cpu().numpy()
+        centroids, _ = fit_kmeans(z, k, seed=seed, restarts=kmeans_restarts, gpu=gpu)
+        model.centroids.data.copy_(torch.from_numpy(centroids))
+        start = copy.deepcopy(model)
+        clock.append(time.perf_counter())
         history, stopped_by = _refine(
             model,
             points,
@@ -218,25 +215,26 @@ def fit_dec(
                 "cluster", pretrain_steps + step, changed=changed
             ),
         )
-    clock.append(time.perf_counter())
-
-    if stopped_by == "diverged":
-        model = start
-    return DecResult(
-        assignments=model.assign(x),
-        start_assignments=start.assign(x),
-        latent=model.encode(points).cpu().numpy(),
-        clusters=model,
-        start=start,
-        history=history,
-        iterations=int(history[-1]["step"]),
-        stopped_by=stopped_by,
-        moved={
-            "encoder": _moved(start.encoder.parameters(), model.encoder.parameters()),
-            "centroids": _moved(iter([start.centroids]), iter([model.centroids])),
-        },
-        seconds=dict(zip(("pretrain", "kmeans", "joint"), np.diff(clock).tolist(), strict=True)),
-    )
+        clock.append(time.perf_counter())
+        if stopped_by == "diverged":
+            model = start
+        return DecResult(
+            assignments=model.assign(x),
+            start_assignments=start.assign(x),
+            latent=model.encode(points).cpu().numpy(),
+            clusters=model,
+            start=start,
+            history=history,
+            iterations=int(history[-1]["step"]),
+            stopped_by=stopped_by,
+            moved={
+                "encoder": _moved(start.encoder.parameters(), model.encoder.parameters()),
+                "centroids": _moved(iter([start.centroids]), iter([model.centroids])),
+            },
+            seconds=dict(
+                zip(("pretrain", "kmeans", "joint"), np.diff(clock).tolist(), strict=True)
+            ),
+        )
 
 
 def _pretrain(

@@ -5,15 +5,15 @@ Legend: n points of size d, k clusters.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 INIT_POINTS_PER_CLUSTER = 2_000  # k-means++ looks at this many; a cluster of 1 % is still seen
 ASSIGN_BATCH = 65_536
-SMALL_SEARCH = 2**25  # multiplications; below, threads cost more than they give
+SMALL = 2**26  # multiplications of one pass; below, threads cost more than they give
 
 
 def fit_kmeans(
@@ -56,7 +56,6 @@ def fit_kmeans(
         pool = x
         if n > INIT_POINTS_PER_CLUSTER * k:
             pool = x[random.choice(n, INIT_POINTS_PER_CLUSTER * k, replace=False)]
-        start, _ = kmeans_plusplus(pool, k, random_state=int(random.integers(2**31)))
         lloyd = faiss.Kmeans(
             d,
             k,
@@ -66,7 +65,8 @@ def fit_kmeans(
             min_points_per_centroid=1,  # FAISS warns below 39; few points are no mistake here
             max_points_per_centroid=n,
         )
-        with _threads(n * k * d):
+        with one_thread(n * k * d < SMALL):
+            start, _ = kmeans_plusplus(pool, k, random_state=int(random.integers(2**31)))
             objective = float(lloyd.train(x, init_centroids=np.ascontiguousarray(start)))
         if best is None or objective < best_objective:
             best_objective, best = objective, lloyd.centroids
@@ -95,23 +95,20 @@ def nearest(
     for low in range(0, len(x), ASSIGN_BATCH):
         batch = np.ascontiguousarray(x[low : low + ASSIGN_BATCH], dtype=np.float32)
         part = slice(low, low + len(batch))
-        with _threads(batch.size * len(others)):
+        with one_thread(batch.size * len(others) < SMALL):
             distance[part], found[part] = index.search(batch, count)
     return found, distance
 
 
-@contextlib.contextmanager
-def _threads(multiplications: int) -> Iterator[None]:
-    """One FAISS thread for a small piece of work: on a busy machine its threads wait for each
-    other by spinning, which made a millisecond of work take a second."""
-    import faiss
+def one_thread(small: bool) -> AbstractContextManager[Any]:
+    """One thread for a small piece of work, in every numerical library but torch.
 
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1 if multiplications < SMALL_SEARCH else before)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
+    Where cores are shared, threads wait for each other by spinning: on two busy cores a Gaussian
+    mixture took 198 s by two threads and 8 s by one.
+    """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    return threadpool_limits(1 if small else None)
 
 
 def check_points(n: int, k: int) -> None:

@@ -57,7 +57,7 @@ def cluster():
     """Four logical CPUs, whatever this machine has, so that three actors run side by side."""
     from kdfm_ray.jobs import session as module
 
-    module.prepare_environment(local=True, verbose=False)
+    module.prepare_environment(local=True)
     import ray
 
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
@@ -202,6 +202,19 @@ def test_two_workers_and_an_inner_network_that_starts_from_the_outer(first, init
     assert finished.artifacts["inner"].record()["val_accuracy"] is not None
 
 
+def test_a_worker_that_fails_ends_the_run_with_its_cause(first):
+    _, config, root = first
+    wild = config.model_copy(
+        update={
+            "train": config.train.model_copy(update={"learning_rate": 1e12}),
+            "baseline": False,
+        }
+    )
+    with pytest.raises(FloatingPointError, match=r"loss_x.* before step \d+: lower"):
+        run(wild, ignore)
+    assert not list((root / "ray_train").iterdir()), "nothing of Ray's is left in the store"
+
+
 def test_more_workers_than_cpus_is_refused(first):
     _, config, _ = first
     many = config.model_copy(update={"scale": config.scale.model_copy(update={"num_workers": 16})})
@@ -232,4 +245,6 @@ def test_no_ray_process_outlives_the_session(tmp_path):
     assert len(pids.split()) > 3
     alive = [pid for pid in map(int, pids.split()) if psutil.pid_exists(pid)]
     assert not [pid for pid in alive if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
-    assert set(ports.split()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, "all of Ray's ports are on loopback"
+    assert set(ports.split()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, (
+        "all of Ray's ports are on loopback"
+    )

@@ -10,8 +10,12 @@ from kdfm_ray.report.live import LiveView
 EVENTS = [
     {"stage": "data", "state": "start"},
     {
-        **{"stage": "data", "state": "done", "num_labeled": 100, "num_unlabeled": 1295},
-        **{"num_val": 143, "num_test": None},
+        "stage": "data",
+        "state": "done",
+        "num_labeled": 100,
+        "num_unlabeled": 1295,
+        "num_val": 143,
+        "num_test": None,
     },
     {"stage": "baseline", "state": "reused"},
     {"stage": "outer", "state": "start"},

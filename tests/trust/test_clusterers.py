@@ -155,7 +155,7 @@ def test_none_is_no_clusterer():
 
 
 def test_unknown_name_lists_all():
-    with pytest.raises(ValueError, match="'kmean'.*dec, idec, kmeans, gmm, .*hdbscan, none"):
+    with pytest.raises(ValueError, match=r"'kmean'.*dec, idec, kmeans, gmm, .*hdbscan, none"):
         make_clusterer("kmean", task(2))
 
 
@@ -163,7 +163,7 @@ def test_options_of_other_clusterers_are_let_through_but_unknown_ones_are_not():
     assert make_clusterer("kmeans", task(2), gamma=0.1, dbscan_eps=1.0) is not None
     assert make_clusterer("dec", task(2), gamma=0.1).fit.keywords.keys() == {"task"}
     assert make_clusterer("idec", task(2), gamma=0.2).fit.keywords["gamma"] == 0.2
-    with pytest.raises(ValueError, match="option latentdim; there are: .*latent_dim"):
+    with pytest.raises(ValueError, match=r"option latentdim; there are: .*latent_dim"):
         make_clusterer("dec", task(2), latentdim=3)
 
 

@@ -187,7 +187,9 @@ def test_idec_keeps_reconstructing_and_gamma_weighs_the_clustering(blobs):
 
     def error(result):
         with torch.no_grad():
-            return (result.clusters.decoder(result.clusters.encode(points)) - points).square().mean()
+            return (
+                (result.clusters.decoder(result.clusters.encode(points)) - points).square().mean()
+            )
 
     plain, idec, alone = (fit(x, 3, tol=0.0, gamma=gamma) for gamma in (None, 0.1, 0.0))
     assert error(idec) < error(plain)

@@ -67,7 +67,7 @@ def test_gpu_without_one_falls_back_to_the_cpu(blobs):
 
 @pytest.mark.parametrize(("n", "k"), [(3, 4), (5, 0)])
 def test_refuses_impossible_numbers(n, k):
-    with pytest.raises(ValueError, match="num_clusters|cannot make 4 clusters"):
+    with pytest.raises(ValueError, match=r"num_clusters|cannot make 4 clusters"):
         kmeans.fit_kmeans(np.zeros((n, 2), np.float32), k, seed=0)
 
 

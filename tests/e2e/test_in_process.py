@@ -1,0 +1,146 @@
+"""Whole runs without Ray processes: the paper's presets on fakes, and folders of images."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+from fakes import write_fake
+from PIL import Image
+from safetensors.torch import save_file
+
+import kdfm_ray as kdfm
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+]
+
+# A run of seconds: two updates, no threshold that a network of two updates could not pass.
+TINY = {
+    "scale.num_workers": 0,
+    "train.steps": 2,
+    "train.batch_size": 4,
+    "train.precision": "fp32",
+    "fixmatch.mu": 1,
+    "select.tau_select": 0.0,
+    "select.clusterer": "kmeans",
+    "label.batch_size": 64,
+}
+
+
+@pytest.mark.parametrize("name", ["cifar10", "svhn", "cifar100", "food101"])
+def test_the_papers_presets_on_fake_data(tmp_path, monkeypatch, name):
+    """The preset as it stands, but for its size and for weights, which come from a file."""
+    write_fake(name, tmp_path / "data", monkeypatch)
+    weights = tmp_path / "efficientnet_b0.safetensors"
+    save_file(timm.create_model("efficientnet_b0").state_dict(), weights)
+    classes = 100 if name == "cifar100" else 10
+    run = kdfm.train(
+        f"{name}_4000",
+        out=tmp_path / "run",
+        store=str(tmp_path / "store"),
+        settings=TINY
+        | {
+            "data.root": str(tmp_path / "data"),
+            "data.num_labels": classes,
+            "data.num_val": classes,
+            "model.pretrained": str(weights),
+        },
+        progress=False,
+    )
+    assert run.report["data"]["labeled"] == classes
+    assert run.report["test_accuracy"]["inner"] is not None
+    saved = json.loads((run.path / "model.json").read_text())
+    assert saved["network"]["name"] == "efficientnet_b0"
+    assert len(saved["classes"]) == classes
+
+
+def write_pictures(folder, names, color, rng):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        noise = rng.integers(-40, 41, (40, 50, 3))
+        Image.fromarray((np.array(color) + noise).clip(0, 255).astype(np.uint8)).save(folder / name)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """Reds are cats, blues are dogs."""
+    rng = np.random.default_rng(0)
+    reds, blues = (180, 60, 60), (60, 60, 180)
+    for kind, color in (("cat", reds), ("dog", blues)):
+        write_pictures(tmp_path / "labeled" / kind, [f"{i}.png" for i in range(8)], color, rng)
+        names = [f"{kind}{i}.jpg" for i in range(20)]
+        write_pictures(tmp_path / "unlabeled" / "deep" / "er", names, color, rng)
+        write_pictures(tmp_path / "test" / kind, [f"{i}.png" for i in range(5)], color, rng)
+    return tmp_path
+
+
+def test_two_folders_of_ones_own(pets):
+    settings = TINY | {
+        "train.steps": 30,
+        "train.ema_decay": 0.8,
+        "data.image_size": 16,
+        "train.eval_every": 10,
+    }
+    run = kdfm.train(
+        labeled=pets / "labeled",
+        unlabeled=pets / "unlabeled",
+        test=pets / "test",
+        model="wrn_10_2",
+        out=pets / "run",
+        store=str(pets / "store"),
+        settings=settings,
+        progress=False,
+    )
+    report = run.report
+    assert run.classes == ["cat", "dog"]
+    assert report["data"]["labeled"] + report["data"]["val"] == 16
+    assert report["data"]["unlabeled"] == report["data"]["labeled"] + 40
+    assert report["test_accuracy"]["inner"] == 1.0
+    assert report["trusted"]["precision"] is None, "nobody knows the truth of the user's images"
+    assert report["trusted"]["size"] == 40
+    red = np.full((1, 16, 16, 3), (180, 60, 60), dtype=np.uint8)
+    assert run.predict_probs(red).argmax() == 0
+
+    # Without a test set the verdict is on validation.
+    again = kdfm.train(
+        labeled=pets / "labeled",
+        unlabeled=pets / "unlabeled",
+        model="wrn_10_2",
+        out=pets / "run2",
+        store=str(pets / "store"),
+        settings=settings | {"baseline": False},
+        progress=False,
+    )
+    assert again.report["test_accuracy"] == {"outer": None, "inner": None}
+    assert again.report["val_accuracy"]["inner"] is not None
+    assert "baseline" not in again.report["stages"]
+
+
+def test_an_interrupted_run_goes_on_after_its_last_finished_stage(pets, monkeypatch):
+    from kdfm_ray.jobs import label
+
+    arguments = {
+        "labeled": pets / "labeled",
+        "unlabeled": pets / "unlabeled",
+        "model": "wrn_10_2",
+        "out": pets / "run",
+        "store": str(pets / "store"),
+        "settings": TINY | {"data.image_size": 16},
+        "progress": False,
+    }
+    with monkeypatch.context() as patch:
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr(label.Labeler, "rows", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            kdfm.train(**arguments)
+    assert not (pets / "run" / "report.json").exists()
+    run = kdfm.train(**arguments)
+    assert run.report["reused"] == ["baseline", "outer"]
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {"baseline", "outer", "inner"}
