@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import psutil
@@ -222,29 +226,65 @@ def test_more_workers_than_cpus_is_refused(first):
         run(many, ignore)
 
 
-def test_no_ray_process_outlives_the_session(tmp_path):
-    """In a process of its own, since this one has a cluster."""
-    import subprocess
-    import sys
+def run_python(code, **environment):
+    """Run code in a process of its own, whose environment does not know of this one's Ray."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=clean | environment,
+    )
+    return done.stdout.splitlines()
 
-    code = (
+
+def test_no_ray_process_outlives_the_session_and_all_listen_on_loopback():
+    pids, addresses = run_python(
         "from kdfm_ray.jobs.session import open_session\n"
         "from kdfm_ray.config import ScaleConfig\n"
-        "import psutil\n"
+        "import platform, psutil\n"
         "with open_session(ScaleConfig(), print) as session:\n"
-        "    import platform\n"
         "    assert session.call(platform.node) == platform.node()\n"
         "    mine = psutil.Process().children(recursive=True)\n"
-        "    ports = {c.laddr.ip for p in mine for c in p.net_connections('tcp')\n"
+        "    found = {c.laddr.ip for p in mine for c in p.net_connections('tcp')\n"
         "             if c.status == 'LISTEN'}\n"
         "print(*[p.pid for p in mine])\n"
-        "print(*sorted(ports))\n"
+        "print(*sorted(found))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    pids, ports = done.stdout.splitlines()[-2:]
     assert len(pids.split()) > 3
     alive = [pid for pid in map(int, pids.split()) if psutil.pid_exists(pid)]
     assert not [pid for pid in alive if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
-    assert set(ports.split()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, (
-        "all of Ray's ports are on loopback"
+    assert set(addresses.split()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_a_running_cluster_is_joined_and_left_running(cluster):
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    (cpus,) = run_python(
+        "from kdfm_ray.jobs.session import open_session\n"
+        "from kdfm_ray.config import ScaleConfig\n"
+        "with open_session(ScaleConfig(), print) as session:\n"
+        "    print(session.cpus)\n",
+        RAY_ADDRESS=address,
     )
+    assert cpus == "4", "the cluster of this file, not a new one"
+    assert cluster.call(platform.node) == platform.node()
+
+
+def test_a_cluster_that_is_not_there_is_told():
+    (text,) = run_python(
+        "from kdfm_ray.jobs.session import open_session\n"
+        "from kdfm_ray.config import ScaleConfig\n"
+        "from kdfm_ray.types import UserError\n"
+        "try:\n"
+        "    with open_session(ScaleConfig(), print):\n"
+        "        pass\n"
+        "except UserError as error:\n"
+        "    print(str(error).splitlines()[0])\n",
+        RAY_ADDRESS="127.0.0.1:1",
+        RAY_gcs_rpc_server_connect_timeout_s="1",
+        RAY_gcs_rpc_server_reconnect_timeout_s="2",
+    )
+    assert text.startswith("cannot join the Ray cluster at RAY_ADDRESS=127.0.0.1:1")

@@ -105,6 +105,16 @@ def test_kl_falls(overlapping):
     assert history[-1]["kl"] < 0.9 * max(entry["kl"] for entry in history)
 
 
+def test_every_update_makes_a_new_target_of_the_whole_set(overlapping):
+    x, _, result = overlapping
+    q = result.clusters.soft_assign(torch.tensor(Scaler.fit(x)(x)))
+    kl = dec.kl_divergence(dec.target_distribution(q), q).item()
+    assert result.history[-1]["kl"] == pytest.approx(kl, rel=1e-4)
+    for last, entry in itertools.pairwise(result.history):
+        assert entry["kl_before"] == last["kl"]  # trained on the target made then
+        assert entry["kl"] != entry["kl_after"]
+
+
 def test_weights_and_assignments_leave_the_start(overlapping):
     x, _, result = overlapping
     assert result.moved["encoder"] > 0.01
