@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 import threading
 import warnings
@@ -147,15 +148,26 @@ def _init(*, joining: bool, verbose: bool) -> None:
 
     quiet = {} if verbose else {"log_to_driver": False, "logging_level": "error"}
     if joining:
+        address = os.environ["RAY_ADDRESS"]
         try:
-            ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
-        except (ConnectionError, ValueError) as error:
+            _check_reachable(address)
+            ray.init(address=address, **quiet)
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"cannot join the Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}"
+                f"cannot join the Ray cluster at RAY_ADDRESS={address}: {error}. Start that "
+                "cluster, correct the address, or unset RAY_ADDRESS to use this machine alone"
             ) from error
         return
     # "local": never a cluster that somebody else runs on this machine.
     ray.init(address="local", include_dashboard=False, **quiet)
+
+
+def _check_reachable(address: str) -> None:
+    """Fail within seconds where nobody listens: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        with socket.create_connection((host, int(port)), timeout=10):
+            pass
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from experiments import find_preset
 from kdfm_ray.config import parse_config
 from kdfm_ray.jobs.label import PARTS, label, read_labels
 from kdfm_ray.jobs.prepare import Prepared
-from kdfm_ray.jobs.session import open_session
+from kdfm_ray.jobs.session import LOOPBACK, open_session
 from kdfm_ray.pipeline import run
 from kdfm_ray.store import Store
 from kdfm_ray.training.runtime import ignore
@@ -227,8 +227,8 @@ def test_more_workers_than_cpus_is_refused(first):
 
 
 def run_python(code, **environment):
-    """Run code in a process of its own, whose environment does not know of this one's Ray."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    """Run code in a process of its own, in which nothing has prepared Ray's ports."""
+    clean = {name: value for name, value in os.environ.items() if name != LOOPBACK}
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -268,6 +268,7 @@ def test_a_running_cluster_is_joined_and_left_running(cluster):
         "with open_session(ScaleConfig(), print) as session:\n"
         "    print(session.cpus)\n",
         RAY_ADDRESS=address,
+        **{LOOPBACK: "0"},  # as the cluster that is joined
     )
     assert cpus == "4", "the cluster of this file, not a new one"
     assert cluster.call(platform.node) == platform.node()
@@ -284,7 +285,5 @@ def test_a_cluster_that_is_not_there_is_told():
         "except UserError as error:\n"
         "    print(str(error).splitlines()[0])\n",
         RAY_ADDRESS="127.0.0.1:1",
-        RAY_gcs_rpc_server_connect_timeout_s="1",
-        RAY_gcs_rpc_server_reconnect_timeout_s="2",
     )
     assert text.startswith("cannot join the Ray cluster at RAY_ADDRESS=127.0.0.1:1")
