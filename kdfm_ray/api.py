@@ -88,7 +88,7 @@ def train(
         test: folder like ``labeled``; without it the verdict is on validation.
         model: timm backbone or ``wrn_*``.
         out: run folder.
-        store: folder or URI of artefacts.
+        store: folder or URI of artifacts.
         seed: of everything random.
         settings: any other config field by its dotted name, as ``{"train.steps": 500}``.
         config: a whole config, instead of a preset; the arguments above still override it.

@@ -137,7 +137,7 @@ class AugmentConfig(Section):
 class LabelConfig(Section):
     """The pass that labels every unlabeled image."""
 
-    batch_size: int = Field(1024, ge=1, description="images per forward pass of a labelling actor")
+    batch_size: int = Field(1024, ge=1, description="images per forward pass of a labeling actor")
     num_actors: int | None = Field(None, ge=1, description="none: as many as training workers")
 
 
@@ -217,7 +217,7 @@ class Config(Section):
     seed: int = Field(0, ge=0, description="of everything random but the split")
     out: Path | None = Field(None, description="run folder; none: runs/NAME-HASH")
     store: str | None = Field(
-        None, description="artefacts: folder or URI; none: $KDFM_STORE or ~/.cache/kdfm_ray/store"
+        None, description="artifacts: folder or URI; none: $KDFM_STORE or ~/.cache/kdfm_ray/store"
     )
     baseline: bool = Field(True, description="also train on the labeled images alone")
     data: DataConfig

@@ -1,6 +1,6 @@
 """KD-FixMatch from left to right: data, outer network, labels, trusted subset, inner network.
 
-Each stage reads artefacts by key and leaves one; a stage whose artefact is complete is not done
+Each stage reads artifacts by key and leaves one; a stage whose artifact is complete is not done
 again. The driver holds keys and small facts, never images, labels or weights.
 """
 
@@ -22,7 +22,7 @@ from kdfm_ray.types import Emit
 if TYPE_CHECKING:
     from kdfm_ray.jobs.prepare import Prepared
 
-# Stages in their order; each is an artefact of this name, but for the data set and its split.
+# Stages in their order; each is an artifact of this name, but for the data set and its split.
 STAGES = ("data", "baseline", "outer", "label", "select", "inner", "evaluate")
 
 
@@ -48,7 +48,7 @@ class Finished:
     Attributes:
         config: with absolute paths.
         plan: the key of each stage.
-        artifacts: stage -> its artefact.
+        artifacts: stage -> its artifact.
         reused: stages that had been done before.
         seconds: wall time of the whole run, Ray's start included.
         resources: CPUs, GPUs and workers that the run used.

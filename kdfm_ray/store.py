@@ -1,6 +1,6 @@
-"""Artefacts by content key: written whole or not at all, never changed, read by every later run.
+"""Artifacts by content key: written whole or not at all, never changed, read by every later run.
 
-An artefact is a folder of files. It lies under ``ROOT/STAGE/KEY/ATTEMPT/`` and counts from the
+An artifact is a folder of files. It lies under ``ROOT/STAGE/KEY/ATTEMPT/`` and counts from the
 moment that ``ROOT/STAGE/KEY/manifest.json`` names the attempt: the manifest appears in one step and
 is written last, so a crash leaves an attempt that nobody reads. The first manifest stays; a second
 run that computed the same stage reads the first one's files.
@@ -34,7 +34,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Artifact:
-    """A complete artefact; ``path`` is a local folder with its files."""
+    """A complete artifact; ``path`` is a local folder with its files."""
 
     stage: str
     key: str
@@ -47,7 +47,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Draft:
-    """An artefact being written.
+    """An artifact being written.
 
     Attributes:
         path: local folder to write files into.
@@ -58,7 +58,7 @@ class Draft:
     url: str
 
     def write_record(self, record: dict[str, Any]) -> None:
-        """Write ``record.json``, which every artefact has."""
+        """Write ``record.json``, which every artifact has."""
         (self.path / "record.json").write_text(json.dumps(record, indent=1))
 
 
@@ -68,7 +68,7 @@ def default_root() -> str:
 
 
 class Store:
-    """Artefacts under one root; cheap to make, so that each worker makes its own from the root."""
+    """Artifacts under one root; cheap to make, so that each worker makes its own from the root."""
 
     def __init__(self, root: str) -> None:
         """Open ``root``: a folder (made when missing) or a URI such as ``s3://bucket/prefix``."""
@@ -86,7 +86,7 @@ class Store:
             ) from error
 
     def find(self, stage: str, key: str) -> Artifact | None:
-        """The complete artefact of a stage, or ``None``."""
+        """The complete artifact of a stage, or ``None``."""
         manifest = self._read_manifest(stage, key)
         if manifest is None:
             return None
@@ -104,7 +104,7 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, stage: str, key: str) -> Iterator[Draft]:
-        """Write an artefact; it is complete when the block ends without an exception.
+        """Write an artifact; it is complete when the block ends without an exception.
 
         Yields:
             A draft; the block puts its files there and calls ``write_record``.
@@ -115,7 +115,7 @@ class Store:
         path.mkdir(parents=True, exist_ok=True)
         try:
             yield Draft(path, url)
-            assert (path / "record.json").is_file(), "an artefact needs a record"
+            assert (path / "record.json").is_file(), "an artifact needs a record"
             self._commit(stage, key, attempt, path)
         except BaseException:
             self._discard(stage, key, attempt)
@@ -226,7 +226,7 @@ def _check_files(path: Path, manifest: dict[str, Any], *, hashes: bool = False) 
         )
         if damaged:
             raise UserError(
-                f"artefact file {file} is damaged or missing ({size} bytes, {facts['size']} "
+                f"artifact file {file} is damaged or missing ({size} bytes, {facts['size']} "
                 f"expected): delete the folder {path.parent} to have the stage done again"
             )
 

@@ -1,6 +1,6 @@
 """Pseudo labels: one pass of the outer EMA network over every unlabeled image, as a Ray Data job.
 
-An artefact holds Parquet files with one row per unlabeled image:
+An artifact holds Parquet files with one row per unlabeled image:
 
     index         int64            position in the split's ``unlabeled_index``
     pseudo_label  int64            most likely class
@@ -32,13 +32,13 @@ from kdfm_ray.training.batches import ImageSource
 from kdfm_ray.training.evaluate import predict
 from kdfm_ray.types import Emit
 
-PARTS = "parts"  # folder of the Parquet files in the artefact
+PARTS = "parts"  # folder of the Parquet files in the artifact
 SHARD_IMAGES = 16_384  # at most in one file
 
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """All rows of a labelling artefact, by ``index``.
+    """All rows of a labeling artifact, by ``index``.
 
     Attributes:
         probs: float32 ``[n, K]``.
@@ -51,7 +51,7 @@ class PseudoLabels:
 
 @dataclass(frozen=True)
 class LabelTask:
-    """What a labelling actor needs to know to find the rest in the store."""
+    """What a labeling actor needs to know to find the rest in the store."""
 
     store: str
     folder: str
@@ -198,7 +198,7 @@ def _lists(values: np.ndarray) -> pa.Array:
 
 
 def read_labels(path: Path, columns: tuple[str, ...] = ("probs", "embedding")) -> PseudoLabels:
-    """Read an artefact back, in the order of ``index``."""
+    """Read an artifact back, in the order of ``index``."""
     parts = list(_parts(path, ("index", *columns)))
     index = np.concatenate([part["index"].to_numpy() for part in parts])
     arrays = {}
@@ -230,6 +230,6 @@ def _check_complete(store: Store, key: str, count: int) -> None:
     index = np.concatenate([part["index"].to_numpy() for part in _parts(artifact.path, ("index",))])
     if not np.array_equal(np.sort(index), np.arange(count)):
         raise RuntimeError(
-            f"labelling gave {len(index)} rows, {len(np.unique(index))} of them distinct, for "
+            f"labeling gave {len(index)} rows, {len(np.unique(index))} of them distinct, for "
             f"{count} images: delete {artifact.path.parent} and run again"
         )

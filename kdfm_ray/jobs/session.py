@@ -53,7 +53,7 @@ class Session:
 
     @property
     def cpus_per_worker(self) -> int:
-        """CPUs (and torch threads) of one training worker or labelling actor."""
+        """CPUs (and torch threads) of one training worker or labeling actor."""
         if self.scale.cpus_per_worker is not None:
             return self.scale.cpus_per_worker
         return max(1, self.cpus // max(1, self.scale.num_workers))

@@ -19,8 +19,8 @@ ROLES = ("baseline", "outer", "inner")
 class RunFolder:
     """``config.yaml``, ``split.npz``, ``metrics.jsonl``, TensorBoard files, the model, the report.
 
-    The store's artefacts are the truth; metrics are written here as they arrive and completed
-    from the artefacts, so nothing is missing where a stage was reused or an event was lost.
+    The store's artifacts are the truth; metrics are written here as they arrive and completed
+    from the artifacts, so nothing is missing where a stage was reused or an event was lost.
     """
 
     def __init__(self, path: Path, config: Config) -> None:
