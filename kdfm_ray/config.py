@@ -163,8 +163,25 @@ class SelectConfig(Section):
     max_iter: int = Field(4000, ge=1, description="DEC: updates at most")
     tol: float = Field(0.001, ge=0, lt=1, description="DEC: stop below this share of changes")
     learning_rate: float = Field(1e-3, gt=0, description="DEC: of the joint phase")
-    gamma: float = Field(0.1, ge=0, description="IDEC: weight of the reconstruction")
+    gamma: float = Field(0.1, ge=0, description="IDEC: weight of the clustering loss")
+    allowed_fall: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="DEC, IDEC: agreement they may lose to their k-means start before it is used",
+    )
     kmeans_restarts: int = Field(10, ge=1, description="k-means: best of so many starts")
+    gmm_regularization: float = Field(1e-3, gt=0, description="gmm: added to the variances")
+    spectral_neighbors: int = Field(10, ge=1, description="spectral: neighbors in the graph")
+    dbscan_eps: float | None = Field(None, gt=0, description="dbscan: radius; none: by quantile")
+    dbscan_eps_quantile: float = Field(
+        0.5, gt=0, lt=1, description="dbscan: the radius is this quantile of neighbor distances"
+    )
+    dbscan_min_samples: int = Field(10, ge=1, description="dbscan: neighbors of a core point")
+    hdbscan_min_cluster_size: int | None = Field(
+        None, ge=2, description="hdbscan: smallest cluster; none: images / 40 classes"
+    )
+    hdbscan_min_samples: int = Field(5, ge=1, description="hdbscan: neighbors of a core point")
 
     @model_validator(mode="after")
     def _two_targets(self) -> SelectConfig:

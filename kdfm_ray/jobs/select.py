@@ -12,7 +12,7 @@ from kdfm_ray.jobs.label import read_labels
 from kdfm_ray.jobs.prepare import Prepared
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.store import Store
-from kdfm_ray.trust.select import EmptyTrustedError, select_trusted
+from kdfm_ray.trust.select import select_trusted
 from kdfm_ray.types import UNKNOWN, Emit, UserError
 
 
@@ -76,9 +76,10 @@ def _select(
             device="cuda" if use_gpu else "cpu",
             gpu=use_gpu,
             options=_options(config),
+            allowed_fall=settings.allowed_fall,
             emit=lambda event: emit({"stage": "select"} | event),
         )
-    except EmptyTrustedError as error:
+    except ValueError as error:  # an empty subset, or settings that do not fit these images
         raise UserError(str(error)) from error
     with store.writing("trusted", key) as draft:
         np.savez_compressed(
@@ -93,5 +94,8 @@ def _select(
 
 def _options(config: Config) -> dict[str, object]:
     """Settings of the clusterers: all of the section that is not an argument of its own."""
-    named = {"tau_select", "clusterer", "num_clusters", "labeled_weight", "sample_size"}
+    named = {
+        *("tau_select", "clusterer", "num_clusters", "labeled_weight", "sample_size"),
+        "allowed_fall",
+    }
     return config.select.model_dump(exclude=named)

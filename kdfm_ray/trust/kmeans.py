@@ -51,7 +51,7 @@ def fit_kmeans(
         raise ValueError("k-means was given values that are not finite; did the training diverge?")
 
     random = np.random.default_rng(seed)
-    best_objective, best = np.inf, None
+    least = np.inf
     for _ in range(max(1, restarts)):
         pool = x
         if n > INIT_POINTS_PER_CLUSTER * k:
@@ -67,11 +67,14 @@ def fit_kmeans(
         )
         with one_thread(n * k * d < SMALL):
             start, _ = kmeans_plusplus(pool, k, random_state=int(random.integers(2**31)))
-            objective = float(lloyd.train(x, init_centroids=np.ascontiguousarray(start)))
-        if best is None or objective < best_objective:
-            best_objective, best = objective, lloyd.centroids
-    assert best is not None
-    return best, assign(x, best)
+            lloyd.train(x, init_centroids=np.ascontiguousarray(start))
+        assert lloyd.centroids is not None
+        # FAISS's own objective is that before its last update of the centroids
+        found, squared = nearest(x, lloyd.centroids)
+        objective = squared.sum(dtype=np.float64)
+        if objective <= least:
+            least, centroids, assignments = objective, lloyd.centroids, found[:, 0]
+    return centroids, assignments
 
 
 def assign(
