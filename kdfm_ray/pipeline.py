@@ -17,13 +17,10 @@ from kdfm_ray import keys
 from kdfm_ray.config import Config, Precision
 from kdfm_ray.jobs.session import Session, open_session
 from kdfm_ray.store import Artifact, Store, default_root
-from kdfm_ray.types import Emit
+from kdfm_ray.types import Emit, UserError
 
 if TYPE_CHECKING:
     from kdfm_ray.jobs.prepare import Prepared
-
-# Stages in their order; each is an artifact of this name, but for the data set and its split.
-STAGES = ("data", "baseline", "outer", "label", "select", "inner", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -132,6 +129,11 @@ class _Stages:
         from kdfm_ray.jobs.prepare import prepare
         from kdfm_ray.jobs.train import resolve_precision
 
+        if self.config.train.norm_sync == "global" and not self.session.use_gpu:
+            raise UserError(
+                "train.norm_sync = global is torch's SyncBatchNorm, which runs on GPUs only, and "
+                "there is none here: use train.norm_sync local"
+            )
         self.emit({"stage": "data", "state": "start"})
         self.prepared = prepare(self.session, self.store, self.config)
         precision = resolve_precision(self.session, self.config)

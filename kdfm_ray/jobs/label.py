@@ -12,7 +12,6 @@ An artifact holds Parquet files with one row per unlabeled image:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from kdfm_ray.data.split import Split
 from kdfm_ray.jobs.prepare import Prepared, load_images
 from kdfm_ray.jobs.session import Session, quiet_libraries
 from kdfm_ray.models.backbone import load_network
-from kdfm_ray.store import Store
+from kdfm_ray.store import Draft, Store
 from kdfm_ray.training.batches import ImageSource
 from kdfm_ray.training.evaluate import predict
 from kdfm_ray.types import Emit
@@ -100,9 +99,9 @@ def label(
                 labeler({name: np.array([bound]) for name, bound in shard.items()})
         else:
             _label_by_job(task, shards, session, actors)
+        _check_complete(draft, count)
         seconds = time.perf_counter() - started
         draft.write_record({"count": count, "seconds": seconds, "precision": precision})
-    _check_complete(store, key, count)
 
 
 class Labeler:
@@ -186,8 +185,12 @@ def _label_by_job(
 
 
 def _shards(count: int, batch_size: int, actors: int) -> list[dict[str, int]]:
-    """Bounds of shards: several for each actor, none smaller than a batch where it can be."""
-    size = max(batch_size, min(SHARD_IMAGES, -(-count // (4 * actors))))
+    """Bounds of shards: several for each actor, and all of whole batches but the last.
+
+    So an image has the same companions in its forward pass however many actors there are.
+    """
+    wanted = min(SHARD_IMAGES, -(-count // (4 * actors)))
+    size = batch_size * max(1, wanted // batch_size)
     return [{"start": start, "stop": min(start + size, count)} for start in range(0, count, size)]
 
 
@@ -197,39 +200,29 @@ def _lists(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def read_labels(path: Path, columns: tuple[str, ...] = ("probs", "embedding")) -> PseudoLabels:
+def read_labels(path: Path) -> PseudoLabels:
     """Read an artifact back, in the order of ``index``."""
-    parts = list(_parts(path, ("index", *columns)))
-    index = np.concatenate([part["index"].to_numpy() for part in parts])
-    arrays = {}
-    for name in columns:
-        values = np.concatenate([_matrix(part[name]) for part in parts])
-        ordered = np.empty_like(values)
-        ordered[index] = values
-        arrays[name] = ordered
-    return PseudoLabels(arrays["probs"], arrays["embedding"])
-
-
-def _parts(path: Path, columns: tuple[str, ...]) -> Iterator[pa.Table]:
-    for file in sorted((path / PARTS).glob("*.parquet")):
-        table = pq.read_table(file, columns=list(columns))
-        if len(table):
-            yield table
+    parts = [pq.read_table(file) for file in sorted((path / PARTS).glob("*.parquet"))]
+    table = pa.concat_tables(parts).sort_by("index")
+    return PseudoLabels(_matrix(table["probs"]), _matrix(table["embedding"]))
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    flat = column.combine_chunks()
-    if isinstance(flat, pa.ChunkedArray):
-        flat = flat.chunk(0)
-    return flat.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    flat = np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])
+    return flat.reshape(len(column), -1)
 
 
-def _check_complete(store: Store, key: str, count: int) -> None:
-    artifact = store.find("labels", key)
-    assert artifact is not None
-    index = np.concatenate([part["index"].to_numpy() for part in _parts(artifact.path, ("index",))])
-    if not np.array_equal(np.sort(index), np.arange(count)):
+def _check_complete(draft: Draft, count: int) -> None:
+    """Every image once: checked before the artifact counts."""
+    folder = f"{draft.url}/{PARTS}"
+    filesystem, root = fsspec.url_to_fs(folder)
+    index = []
+    for name in filesystem.ls(root, detail=False):
+        with filesystem.open(name, "rb") as file:
+            index.append(pq.read_table(file, columns=["index"])["index"].to_numpy())
+    found = np.concatenate(index) if index else np.empty(0, np.int64)
+    if not np.array_equal(np.sort(found), np.arange(count)):
         raise RuntimeError(
-            f"labeling gave {len(index)} rows, {len(np.unique(index))} of them distinct, for "
-            f"{count} images: delete {artifact.path.parent} and run again"
+            f"labeling gave {len(found)} rows, {len(np.unique(found))} of them distinct, for "
+            f"{count} images: run again; if it happens again, please report it"
         )

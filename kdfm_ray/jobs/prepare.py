@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,11 @@ def prepare(session: Session, store: Store, config: Config) -> Prepared:
     """
     dataset_key, split_key = session.call(_prepare, store.root, config, session.emit)
     dataset, split = store.find("dataset", dataset_key), store.find("split", split_key)
-    assert dataset is not None
-    assert split is not None
+    if dataset is None or split is None:
+        raise UserError(
+            f"what a worker wrote to the store {store.root} is not seen here: the store is not "
+            "shared by all nodes; give a shared folder or a URI with --store"
+        )
     return Prepared(dataset, split, dataset.record() | split.record())
 
 
@@ -99,9 +103,11 @@ def _prepare(store_root: str, config: Config, emit: Emit) -> tuple[str, str]:
     dataset_key = keys.dataset_key(config, fingerprint)
     artifact = store.find("dataset", dataset_key)
     if artifact is None:
+        started = time.perf_counter()
         dataset = _load(config, listing, emit)
         with store.writing("dataset", dataset_key) as draft:
-            _write_dataset(draft, dataset, () if listing is None else listing.warnings)
+            warnings = () if listing is None else listing.warnings
+            _write_dataset(draft, dataset, warnings, started)
         artifact = store.find("dataset", dataset_key)
         assert artifact is not None
     facts = artifact.record()
@@ -111,6 +117,11 @@ def _prepare(store_root: str, config: Config, emit: Emit) -> tuple[str, str]:
     if store.find("split", split_key) is None:
         labels = np.load(artifact.path / "train_labels.npy")
         split = _split(config, labels, facts)
+        if len(split.unlabeled_index) == len(split.labeled_index):
+            raise UserError(
+                f"all {len(split.labeled_index)} training images are labeled, and there is nothing "
+                "to label: give data.unlabeled, or a smaller data.num_labels"
+            )
         with store.writing("split", split_key) as draft:
             _write_split(draft, split)
     return dataset_key, split_key
@@ -145,7 +156,7 @@ def _split(config: Config, labels: np.ndarray, facts: dict[str, Any]) -> Split:
         raise UserError(str(error)) from error
 
 
-def _write_dataset(draft: Draft, dataset: Dataset, warnings: Sequence[str]) -> None:
+def _write_dataset(draft: Draft, dataset: Dataset, warnings: Sequence[str], started: float) -> None:
     for part, images in (("train", dataset.train), ("test", dataset.test)):
         if images is not None:
             np.save(draft.path / f"{part}_images.npy", images.images)
@@ -159,6 +170,7 @@ def _write_dataset(draft: Draft, dataset: Dataset, warnings: Sequence[str]) -> N
             "num_train": len(dataset.train),
             "num_test": None if dataset.test is None else len(dataset.test),
             "data_warnings": list(warnings),
+            "seconds": time.perf_counter() - started,
         }
     )
 

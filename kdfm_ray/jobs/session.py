@@ -34,6 +34,7 @@ class Session:
         in_process: no Ray processes at all; everything runs in the driver, to debug.
         cpus: of the cluster.
         gpus: of the cluster; 0 where they are not to be used.
+        node_cpus: of its largest node, on which a worker has to fit.
         emit: takes progress events, from any process.
         scale: how the run is divided.
         verbose: let Ray's own logs through.
@@ -42,6 +43,7 @@ class Session:
     in_process: bool
     cpus: int
     gpus: int
+    node_cpus: int
     emit: Emit
     scale: ScaleConfig
     verbose: bool = False
@@ -56,7 +58,7 @@ class Session:
         """CPUs (and torch threads) of one training worker or labeling actor."""
         if self.scale.cpus_per_worker is not None:
             return self.scale.cpus_per_worker
-        return max(1, self.cpus // max(1, self.scale.num_workers))
+        return max(1, min(self.node_cpus, self.cpus // max(1, self.scale.num_workers)))
 
     def call(self, function: Callable[..., T], *args: Any, gpu: bool = False) -> T:
         """Run a function as one Ray task (here, where the session has no Ray).
@@ -92,7 +94,7 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
     prepare_environment(local=not joining)
     if scale.num_workers == 0:
         cpus, gpus = _this_process()
-        yield Session(True, cpus, _usable_gpus(scale, gpus), emit, scale, verbose)
+        yield Session(True, cpus, _usable_gpus(scale, gpus), cpus, emit, scale, verbose)
         return
     import ray
 
@@ -104,7 +106,9 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
             resources = ray.cluster_resources()
             gpus = _usable_gpus(scale, int(resources.get("GPU", 0)))
             cpus = int(resources.get("CPU", 1))
-            session = Session(False, cpus, gpus, remote_emit, scale, verbose)
+            nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+            largest = int(max(nodes, default=1))
+            session = Session(False, cpus, gpus, largest, remote_emit, scale, verbose)
             _check_fits(session)
             yield session
     finally:
@@ -247,7 +251,13 @@ def _check_fits(session: Session) -> None:
             f"scale.num_workers = {workers} needs as many GPUs, the cluster has {session.gpus}: "
             "use fewer workers, or scale.use_gpu no"
         )
-    needed = workers * session.cpus_per_worker
+    each = session.cpus_per_worker
+    if not session.use_gpu and each > session.node_cpus:
+        raise UserError(
+            f"scale.cpus_per_worker = {each} is more than the {session.node_cpus} CPUs of the "
+            "largest node: use fewer"
+        )
+    needed = workers * each
     if not session.use_gpu and needed > session.cpus:
         raise UserError(
             f"scale.num_workers = {workers} x {session.cpus_per_worker} CPUs = {needed}, the "

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +88,10 @@ def train(session: Session, store: Store, config: Config, tasks: list[TrainTask]
         ),
     )
     try:
-        trainer.fit()
+        if session.in_process:
+            trainer.fit()
+        else:
+            _beside(trainer.fit)
     except ray.train.WorkerGroupError as error:
         raise _first_cause(error) from error
     finally:
@@ -94,15 +99,40 @@ def train(session: Session, store: Store, config: Config, tasks: list[TrainTask]
             shutil.rmtree(Path(storage, name), ignore_errors=True)
 
 
+def _beside(work: Callable[[], object]) -> None:
+    """Call ``work`` in a thread and wait: Ctrl-C stays this process's own.
+
+    In the main thread ``fit()`` would put its own handler in place of Python's, and leave it there.
+    """
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="kdfm-fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.2)  # in steps, so that a signal is handled in between
+    if errors:
+        raise errors[0]
+
+
 def _first_cause(error: ray.train.WorkerGroupError) -> Exception:
-    """The exception of the first worker that failed, as it was raised there."""
+    """Why the workers failed: a cause that we know of any of them, else that of the first.
+
+    When one worker fails, the others often report no more than that it has gone.
+    """
     failures = sorted(error.worker_failures.items())
+    for _, failure in failures:
+        original = getattr(failure, "_base_exc", failure)  # Ray wraps it to carry its traceback
+        if isinstance(original, UserError | FloatingPointError):
+            return original
     if not failures:
         return RuntimeError(f"training failed: {error}")
     rank, failure = failures[0]
-    original = getattr(failure, "_base_exc", failure)  # Ray wraps it to carry its traceback
-    if isinstance(original, UserError | FloatingPointError):
-        return original
     return RuntimeError(f"training worker {rank} failed: {failure}")
 
 
@@ -142,10 +172,12 @@ def train_and_store(task: TrainTask, config: Config, store: Store, runtime: Runt
     network = _initial_network(task, config, store)
     result = train_network(network, data, config, task.role, runtime, precision=task.precision)
     if runtime.rank == 0:
-        write_network(store, task, config, result)
+        write_network(store, task, config, result, network.notes)
 
 
-def write_network(store: Store, task: TrainTask, config: Config, result: TrainResult) -> None:
+def write_network(
+    store: Store, task: TrainTask, config: Config, result: TrainResult, notes: Sequence[str]
+) -> None:
     """Store a trained network with its metrics and what made it."""
     with store.writing(task.role, task.key) as draft:
         save_network(result.network, draft.path)
@@ -159,6 +191,7 @@ def write_network(store: Store, task: TrainTask, config: Config, result: TrainRe
                 "precision": task.precision,
                 "steps": config.train.steps,
                 "last": _last_metrics(result.metrics),
+                "notes": list(notes),
                 "config": config.model_dump(mode="json"),
             }
         )

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from kdfm_ray.method.losses import cross_entropy
@@ -52,6 +52,7 @@ def fixmatch_step(
     strong_u: UInt8[Tensor, "u c h w"],
     trusted_u: Int[Tensor, " u"],
     truth_u: Int[Tensor, " u"],
+    counted_u: Bool[Tensor, " u"],
     *,
     tau: float,
     lambda_u: float,
@@ -70,6 +71,7 @@ def fixmatch_step(
         strong_u: strong views of the same images.
         trusted_u: their trusted labels, -1 where there is none (everywhere for plain FixMatch).
         truth_u: true classes for reports only, -1 where unknown.
+        counted_u: images that have no label of their own, and so count in trusted figures.
         tau: confidence from which the network's own label counts (tau, or tau_inner).
         lambda_u: weight of the unlabeled loss.
         unlabeled_loss: per-image loss of ``(logits, target)``.
@@ -91,8 +93,9 @@ def fixmatch_step(
         "loss_x": sum_x.detach(),
         "loss_u": sum_u.detach(),
         "mask": targets.mask.sum(),
-        "trusted": targets.from_trusted.sum(),
-        "override": targets.override.sum(),
+        "counted": counted_u.sum(),
+        "trusted": (targets.from_trusted & counted_u).sum(),
+        "override": (targets.override & counted_u).sum(),
         "known": known.sum(),
         "correct": (known & (targets.target == truth_u)).sum(),
     }

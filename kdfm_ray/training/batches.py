@@ -60,6 +60,7 @@ class Batch:
     strong_u: Tensor
     trusted_u: Tensor
     truth_u: Tensor
+    counted_u: Tensor
 
 
 class ImageSource:
@@ -106,14 +107,16 @@ class Batches:
             )
         # The truth of unlabeled images serves figures only, and a labeled image counts in none.
         self._truth = data.labels[split.unlabeled_index].copy()
-        self._truth[np.isin(split.unlabeled_index, split.labeled_index)] = UNKNOWN
+        self._is_labeled = np.isin(split.unlabeled_index, split.labeled_index)
+        self._truth[self._is_labeled] = UNKNOWN
 
     def at(self, step: int) -> Batch:
         """This worker's part of global batch ``step`` (0-based)."""
         images_x, label_x = self._labeled(step)
         if self._stream_u is None:
             empty = torch.empty(0, dtype=torch.int64)
-            return Batch(images_x, label_x, images_x[:0], images_x[:0], empty, empty)
+            none = images_x[:0]
+            return Batch(images_x, label_x, none, none, empty, empty, empty.bool())
         part = worker_slice(self.size_u, self.runtime.rank, self.runtime.world_size)
         position = self._stream_u.at(step)[part]
         images_u = self.source(self.data.split.unlabeled_index[position])
@@ -125,6 +128,7 @@ class Batches:
             strong_u=strong_view(images_u, take(strong, part)),
             trusted_u=self._to_device(self.data.trusted_label[position]),
             truth_u=self._to_device(self._truth[position]),
+            counted_u=self._to_device(~self._is_labeled[position]),
         )
 
     def _labeled(self, step: int) -> tuple[Tensor, Tensor]:

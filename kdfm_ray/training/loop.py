@@ -6,7 +6,9 @@ a line of them is written; then they are added over workers and divided once.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -97,7 +99,8 @@ def train_network(
         if done % train.log_every == 0 or done == train.steps:
             meter.write(done, learning_rate=train.learning_rate * factor)
         if done % train.eval_every == 0 or done == train.steps:
-            accuracy = validate(ema.network, batches.source, data, runtime, precision)
+            with meter.pause():
+                accuracy = validate(ema.network, batches.source, data, runtime, precision)
             meter.write_validation(done, accuracy)
     runtime.average_buffers(ema.network)
     seconds = time.perf_counter() - started
@@ -162,6 +165,7 @@ class _Update:
             batch.strong_u,
             batch.trusted_u,
             batch.truth_u,
+            batch.counted_u,
             tau=self._tau,
             lambda_u=self._config.fixmatch.lambda_u,
             unlabeled_loss=self._loss,
@@ -207,8 +211,14 @@ class _Meter:
         self._sums, self._steps, self._since = {}, 0, now
         self._put(step, line)
 
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens here is no training time."""
+        before = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - before
+
     def write_validation(self, step: int, accuracy: float | None) -> None:
-        self._since = time.perf_counter()  # validation is no training time
         if accuracy is None:
             return
         self.val_accuracy = accuracy
@@ -227,8 +237,8 @@ class _Meter:
             "loss_x": loss_x,
             "loss_u": loss_u,
             "mask_rate": sums["mask"] / count_u,
-            "trusted_rate": sums["trusted"] / count_u,
-            "override_rate": sums["override"] / count_u,
+            "trusted_rate": sums["trusted"] / max(1.0, sums["counted"]),
+            "override_rate": sums["override"] / max(1.0, sums["counted"]),
             "pseudo_label_precision": sums["correct"] / known if known else None,
         }
 

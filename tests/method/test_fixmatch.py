@@ -48,6 +48,7 @@ def step(network, batch, trusted=None, tau=0.3, lambda_u=1.0, truth=None):
         strong_u,
         none if trusted is None else trusted,
         none if truth is None else truth,
+        torch.arange(len(weak_u)) != 3,
         tau=tau,
         lambda_u=lambda_u,
         unlabeled_loss=cross_entropy,
@@ -137,7 +138,8 @@ def test_trusted_labels_fill_in_where_the_network_is_not_confident():
     truth[2] = 1
     output = step(network, batch, trusted=trusted, truth=truth, tau=1.01)
     assert output.sums["mask"].item() == 4
-    assert output.sums["trusted"].item() == 4
+    assert output.sums["trusted"].item() == 3, "one of the four is not counted"
+    assert output.sums["counted"].item() == 9
     assert output.sums["override"].item() == 0
     assert (output.sums["known"].item(), output.sums["correct"].item()) == (3, 2)
     logits = network(torch.cat([batch[0], batch[3]])).logits[len(batch[0]) :]
