@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from experiments import digits, fashion_mnist, paper
-from kdfm_ray.config import Config
+from kdfm_ray.config import Config, describe_errors
 from kdfm_ray.types import UserError
 
 Preset = Callable[[], Config]
@@ -46,6 +48,24 @@ def find_preset(name: str) -> Preset:
         f"no preset {name!r}: {hint}`kdfm presets` lists all; a function of your own is given as "
         "path/to/file.py:function"
     )
+
+
+def load_preset(name: str) -> Config:
+    """The config of a preset.
+
+    Raises:
+        UserError: there is no such preset, or what it returns is no valid config.
+    """
+    try:
+        config = find_preset(name)()
+    except ValidationError as error:
+        mistakes = "; ".join(describe_errors(error))
+        raise UserError(f"the preset {name} is no valid config: {mistakes}") from error
+    if not isinstance(config, Config):
+        raise UserError(
+            f"the preset {name} returned a {type(config).__name__}: let it return a kdfm_ray.Config"
+        )
+    return config
 
 
 def describe(name: str) -> About:

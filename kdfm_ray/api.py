@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdfm_ray.config import Config, default_values, parse_config
+from kdfm_ray.config import Config, absolute_paths, default_values, parse_config
 from kdfm_ray.types import Event, UserError
 
 if TYPE_CHECKING:
@@ -62,6 +62,29 @@ class Run:
         index = np.arange(len(images))
         probs, _ = predict(self.network(), source, index, batch_size=batch_size, precision="fp32")
         return probs.numpy()
+
+    def predict(self, images: str | Path) -> list[dict[str, Any]]:
+        """Label the images of a folder (any depth): a dict each, by path.
+
+        Returns:
+            ``path``, ``label`` (class name) and ``confidence`` (its probability, not calibrated).
+
+        Raises:
+            UserError: no such folder, no images in it, or unreadable ones (all are named).
+        """
+        from kdfm_ray.data.folder import list_images
+        from kdfm_ray.data.images import decode_files
+
+        height, _, channels = self.report["data"]["image_shape"]
+        paths = [file.path for file in list_images(Path(images).expanduser())]
+        pixels = decode_files(paths, height)
+        if channels == 1:
+            pixels = pixels.mean(axis=3, keepdims=True).round().astype("uint8")
+        probs = self.predict_probs(pixels)
+        return [
+            {"path": str(path), "label": self.classes[row.argmax()], "confidence": float(row.max())}
+            for path, row in zip(paths, probs, strict=True)
+        ]
 
 
 def train(
@@ -129,7 +152,8 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
     from kdfm_ray.report.run_folder import RunFolder, default_path
     from kdfm_ray.report.table import print_report
 
-    path = config.out.expanduser() if config.out else default_path(name, config)
+    config = absolute_paths(config)
+    path = config.out or default_path(name, config)
     folder = RunFolder(path, config)
     console = Console(highlight=False, quiet=not progress)
 
@@ -143,7 +167,7 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
         finished = run(config, emit, verbose=verbose)
     for role in SHOWN:
         if role in finished.artifacts:
-            folder.complete(role, finished.artifacts[role])
+            folder.complete(finished.artifacts[role])
     report = make_report(finished)
     folder.finish(finished.artifacts, report)
     print_report(report, console, str(path))
@@ -167,9 +191,9 @@ def base_values(preset: str | None, config: Config | None) -> dict[str, Any]:
     if preset is not None and config is not None:
         raise UserError("give a preset or a config, not both")
     if preset is not None:
-        from experiments import find_preset
+        from experiments import load_preset
 
-        config = find_preset(preset)()
+        config = load_preset(preset)
     return default_values() if config is None else config.model_dump(mode="json")
 
 
@@ -183,23 +207,27 @@ def find_problems(values: Mapping[str, Any]) -> list[str]:
     from kdfm_ray.data import catalog
     from kdfm_ray.models import factory
 
-    problems = []
+    problems: list[str] = []
     data, model = values["data"], values["model"]
+    if not isinstance(data, dict) or not isinstance(model, dict):
+        return problems  # the config says what is wrong with that
     try:
-        if data["name"] is not None:
+        if isinstance(data["name"], str):
             catalog.check_name(data["name"])
     except UserError as error:
         problems.append(f"data.name: {error}")
     try:
-        factory.check_name(model["name"], model["norm"])
+        if isinstance(model["name"], str):
+            factory.check_name(model["name"], str(model["norm"]))
     except ValueError as error:
         problems.append(f"model.name: {error}")
     for name in ("labeled", "unlabeled", "test"):
         path = data[name]
-        if path is not None and not Path(path).expanduser().is_dir():
+        if isinstance(path, str) and not Path(path).expanduser().is_dir():
             problems.append(f"data.{name} = {path}: no such folder; give an existing folder")
     pretrained = model["pretrained"]
-    if pretrained not in ("no", "yes") and not Path(pretrained).expanduser().is_file():
+    is_file = isinstance(pretrained, str) and pretrained not in ("no", "yes")
+    if is_file and not Path(pretrained).expanduser().is_file():
         problems.append(
             f"model.pretrained = {pretrained}: no such file; give no, yes, or a file of weights"
         )

@@ -6,13 +6,22 @@ workers together. Counts of images are images before augmentation.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from kdfm_ray.types import UserError
 
@@ -156,7 +165,9 @@ class SelectConfig(Section):
         200_000, ge=100, description="fit the clusterer on at most so many images, assign the rest"
     )
     latent_dim: int = Field(10, ge=1, description="DEC: size of the autoencoder's code")
-    hidden_dims: tuple[int, ...] = Field((256, 128), description="DEC: widths of the encoder")
+    hidden_dims: tuple[PositiveInt, ...] = Field(
+        (256, 128), description="DEC: widths of the encoder"
+    )
     pretrain_epochs: int = Field(20, ge=1, description="DEC: epochs of reconstruction")
     update_interval: int = Field(140, ge=1, description="DEC: updates between targets")
     batch_size: int = Field(256, ge=1, description="DEC: embeddings per update")
@@ -218,6 +229,8 @@ class ScaleConfig(Section):
     )
 
 
+DATA_PATHS = ("labeled", "unlabeled", "test", "root")
+
 # What does not change the result, and so is in no key and no hash.
 NOT_IN_HASH: Any = {
     "out": True,
@@ -234,7 +247,7 @@ class Config(Section):
     seed: int = Field(0, ge=0, description="of everything random but the split")
     out: Path | None = Field(None, description="run folder; none: runs/NAME-HASH")
     store: str | None = Field(
-        None, description="artifacts: folder or URI; none: $KDFM_STORE or ~/.cache/kdfm_ray/store"
+        None, description="artifacts: folder or URI; none: $KDFM_STORE or ~/.cache/kdfm_ray"
     )
     baseline: bool = Field(True, description="also train on the labeled images alone")
     data: DataConfig
@@ -278,7 +291,7 @@ class Config(Section):
                 f"{self.train.steps}"
             )
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     @property
@@ -304,6 +317,25 @@ class Config(Section):
         return parse_config(values)
 
 
+def absolute_paths(config: Config) -> Config:
+    """The config with absolute paths: workers run in other folders than the driver."""
+
+    def absolute(path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().resolve()
+
+    paths = {name: absolute(getattr(config.data, name)) for name in DATA_PATHS}
+    pretrained = config.model.pretrained
+    if pretrained not in ("no", "yes"):
+        pretrained = str(Path(pretrained).expanduser().resolve())
+    return config.model_copy(
+        update={
+            "out": absolute(config.out),
+            "data": config.data.model_copy(update=paths),
+            "model": config.model.model_copy(update={"pretrained": pretrained}),
+        }
+    )
+
+
 def content_hash(value: Any) -> str:
     """16 hex digits of the SHA-256 of ``value`` as canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
@@ -317,12 +349,34 @@ def parse_config(values: Any, extra_problems: list[str] | None = None) -> Config
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        problems += [_describe(item) for item in error.errors()]
+        problems += describe_errors(error)
+        problems += [new for new in _without(values, error) if new not in problems]
     if problems or config is None:
         count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"the configuration has {count}:\n{lines}")
     return config
+
+
+def describe_errors(error: ValidationError) -> list[str]:
+    """One sentence per mistake."""
+    return [line for item in error.errors() for line in _describe(item).splitlines()]
+
+
+def _without(values: Any, error: ValidationError) -> list[str]:
+    """Mistakes of the whole, which are looked for only where no field is wrong by itself."""
+    values = copy.deepcopy(values)
+    for item in error.errors():
+        parent, field = values, item["loc"][:2]
+        for part in field[:-1]:
+            parent = parent[part] if isinstance(parent, dict) and part in parent else {}
+        if field and isinstance(parent, dict):
+            parent.pop(field[-1], None)
+    try:
+        Config.model_validate(values)
+    except ValidationError as rest:
+        return describe_errors(rest)
+    return []
 
 
 def default_values() -> dict[str, Any]:

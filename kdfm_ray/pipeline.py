@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdfm_ray import keys
-from kdfm_ray.config import Config, Precision
+from kdfm_ray.config import Config, Precision, absolute_paths
 from kdfm_ray.jobs.session import Session, open_session
 from kdfm_ray.store import Artifact, Store, default_root
 from kdfm_ray.types import Emit, UserError
@@ -117,8 +117,6 @@ class _Stages:
     """The stages of one run; each method does what is missing and nothing else."""
 
     def __init__(self, config: Config, store: Store, session: Session, emit: Emit) -> None:
-        from kdfm_ray.jobs.prepare import absolute_paths
-
         self.config = absolute_paths(config)
         self.store, self.session, self.emit = store, session, emit
         self.reused: list[str] = []
@@ -136,6 +134,8 @@ class _Stages:
             )
         self.emit({"stage": "data", "state": "start"})
         self.prepared = prepare(self.session, self.store, self.config)
+        if self.prepared.facts["reused"]:
+            self.reused.append("data")
         precision = resolve_precision(self.session, self.config)
         dataset, split = self.prepared.dataset.key, self.prepared.split.key
         self.plan = make_plan(self.config, dataset, split, precision)
@@ -165,14 +165,17 @@ class _Stages:
         from kdfm_ray.jobs.select import select
 
         def work() -> None:
-            select(
-                self.session,
-                self.store,
-                self.config,
-                self.prepared,
-                self.plan.labels,
-                self.plan.trusted,
-            )
+            plan = self.plan
+            try:
+                select(
+                    self.session, self.store, self.config, self.prepared, plan.labels, plan.trusted
+                )
+            except UserError as error:
+                outer = f"{self.store.root}/outer/{plan.outer}"
+                raise UserError(
+                    f"{error} The outer network is kept in {outer}; the same command with other "
+                    "--select flags goes on from it."
+                ) from error
 
         self._do("select", "trusted", self.plan.trusted, work)
 

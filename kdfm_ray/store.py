@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,27 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Artifact:
-    """A complete artifact; ``path`` is a local folder with its files."""
+    """A complete artifact.
+
+    Attributes:
+        stage, key: where it belongs.
+        locate: gives a local folder with its files; of a store behind a URI they are fetched then.
+        read_record: gives the text of ``record.json`` alone.
+    """
 
     stage: str
     key: str
-    path: Path
+    locate: Callable[[], Path]
+    read_record: Callable[[], str]
+
+    @property
+    def path(self) -> Path:
+        """A local folder with the files; not to be written to."""
+        return self.locate()
 
     def record(self) -> dict[str, Any]:
         """What the stage wrote about itself."""
-        return json.loads((self.path / "record.json").read_text())
+        return json.loads(self.read_record())
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ class Draft:
 
 def default_root() -> str:
     """``$KDFM_STORE``, or the user's cache folder."""
-    return os.environ.get("KDFM_STORE") or str(Path("~/.cache/kdfm_ray/store").expanduser())
+    return os.environ.get("KDFM_STORE") or str(Path("~/.cache/kdfm_ray").expanduser())
 
 
 class Store:
@@ -95,12 +107,17 @@ class Store:
                 f"{self.root}/{stage}/{key} was written by a newer kdfm_ray (format "
                 f"{manifest['format']}, this one reads {FORMAT}): upgrade, or use another store"
             )
-        if not self.remote:
-            path = Path(self.root, stage, key, manifest["attempt"])
-            _check_files(path, manifest)
-        else:
-            path = self._mirror(stage, key, manifest)
-        return Artifact(stage, key, path)
+        if self.remote:
+            record = f"{self._prefix}/{stage}/{key}/{manifest['attempt']}/record.json"
+            return Artifact(
+                stage,
+                key,
+                locate=lambda: self._mirror(stage, key, manifest),
+                read_record=lambda: self._fs.cat_file(record).decode(),
+            )
+        path = Path(self.root, stage, key, manifest["attempt"])
+        _check_files(path, manifest)
+        return Artifact(stage, key, lambda: path, (path / "record.json").read_text)
 
     @contextlib.contextmanager
     def writing(self, stage: str, key: str) -> Iterator[Draft]:

@@ -44,6 +44,13 @@ def run(capsys, *arguments):
         (["train", "digits", "--model.name", "wrn_11"], ["'wrn_11'", "wrn_10_2"]),
         (["train", "digits", "--train.step", "5"], ["--train.step; did you mean --train.steps?"]),
         (["train", "digits", "extra"], ["unexpected extra"]),
+        (["train", "digits", "--model.pretrained", "none"], ["model.pretrained = None"]),
+        (["train", "digits", "--model.name", "none"], ["model.name = None"]),
+        (["train", "digits", "--select.hidden-dims", "0,-3"], ["select.hidden_dims.0 = '0'"]),
+        (
+            ["train", "digits", "--train.steps", "abc", "--scale.num-workers", "99"],
+            ["2 mistakes", "train.steps = 'abc'", "scale.num_workers = 99 is more than"],
+        ),
         (
             ["train", "digits", "--seed", "x", "--train.batch-size", "0", "--train.stps", "3"],
             ["3 mistakes", "seed = 'x'", "train.batch_size = '0'", "--train.stps"],
@@ -77,6 +84,8 @@ HERE = ["--scale.num-workers", "0", "--train.steps", "2", "--model.name", "wrn_1
     [
         (["--data.num-labels", "5"], ["5", "10"]),
         (["--data.num-labels", "100000"], ["100000"]),
+        (["--data.num-labels", "none"], ["there is nothing to label"]),
+        (["--train.norm-sync", "global"], ["runs on GPUs only"]),
         (["--data.num-val", "100000"], ["100000"]),
         (["--scale.use-gpu", "yes"], ["scale.use_gpu = yes, but there is no GPU"]),
         (
@@ -123,6 +132,7 @@ def test_a_run_folder_is_not_overwritten(at, capsys):
     config = parse_config({"data": {"name": "digits"}, "seed": 7})
     (at / "mine").mkdir()
     (at / "mine" / "config.yaml").write_text(config.to_yaml())
+    (at / "mine" / "report.json").write_text("{}")
     status, output = run(capsys, "train", "digits", *HERE, "--out", "mine")
     assert status == 2
     assert "holds a run with another config" in output.err
@@ -186,6 +196,20 @@ def test_a_preset_from_a_file(at):
         "    return Config.model_validate({'data': {'name': 'digits'}, 'seed': 5})\n"
     )
     assert find_preset(f"{at}/mine.py:tiny")().seed == 5
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("{'data': {'name': 'digits'}}", "returned a dict"),
+        ("Config.model_validate({'data': {'name': 'digits'}, 'sed': 1})", "sed: unknown"),
+    ],
+)
+def test_a_preset_that_is_no_config(at, capsys, body, message):
+    (at / "mine.py").write_text(f"from kdfm_ray import Config\ndef tiny():\n    return {body}\n")
+    status, output = run(capsys, "train", "mine.py:tiny")
+    assert status == 2
+    assert message in output.err
 
 
 def test_help_is_quick_and_module_runs():

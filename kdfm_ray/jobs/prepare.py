@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,14 +37,14 @@ def prepare(session: Session, store: Store, config: Config) -> Prepared:
     Raises:
         UserError: anything about the data or the network that the user can mend.
     """
-    dataset_key, split_key = session.call(_prepare, store.root, config, session.emit)
+    dataset_key, split_key, reused = session.call(_prepare, store.root, config, session.emit)
     dataset, split = store.find("dataset", dataset_key), store.find("split", split_key)
     if dataset is None or split is None:
         raise UserError(
             f"what a worker wrote to the store {store.root} is not seen here: the store is not "
             "shared by all nodes; give a shared folder or a URI with --store"
         )
-    return Prepared(dataset, split, dataset.record() | split.record())
+    return Prepared(dataset, split, dataset.record() | split.record() | {"reused": reused})
 
 
 def load_images(artifact: Artifact, part: str) -> ImageSet | None:
@@ -96,12 +95,13 @@ def make_network(config: Config, facts: dict[str, Any], *, seed: int, pretrained
         raise UserError(str(error)) from error
 
 
-def _prepare(store_root: str, config: Config, emit: Emit) -> tuple[str, str]:
+def _prepare(store_root: str, config: Config, emit: Emit) -> tuple[str, str, bool]:
     store = Store(store_root)
     listing = _list_files(config)
     fingerprint = None if listing is None else listing.fingerprint()
     dataset_key = keys.dataset_key(config, fingerprint)
     artifact = store.find("dataset", dataset_key)
+    reused = artifact is not None
     if artifact is None:
         started = time.perf_counter()
         dataset = _load(config, listing, emit)
@@ -124,7 +124,7 @@ def _prepare(store_root: str, config: Config, emit: Emit) -> tuple[str, str]:
             )
         with store.writing("split", split_key) as draft:
             _write_split(draft, split)
-    return dataset_key, split_key
+    return dataset_key, split_key, reused
 
 
 def _list_files(config: Config) -> folder.FolderListing | None:
@@ -184,30 +184,5 @@ def _write_split(draft: Draft, split: Split) -> None:
             "num_unlabeled": len(split.unlabeled_index),
             "num_val": len(split.val_index),
             "split_warnings": list(split.warnings),
-        }
-    )
-
-
-def absolute_paths(config: Config) -> Config:
-    """The config with absolute data paths: workers run in other folders than the driver."""
-
-    def absolute(path: Path | None) -> Path | None:
-        return None if path is None else path.expanduser().resolve()
-
-    data = config.data
-    pretrained = config.model.pretrained
-    if pretrained not in ("no", "yes"):
-        pretrained = str(Path(pretrained).expanduser().resolve())
-    return config.model_copy(
-        update={
-            "data": data.model_copy(
-                update={
-                    "labeled": absolute(data.labeled),
-                    "unlabeled": absolute(data.unlabeled),
-                    "test": absolute(data.test),
-                    "root": absolute(data.root),
-                }
-            ),
-            "model": config.model.model_copy(update={"pretrained": pretrained}),
         }
     )

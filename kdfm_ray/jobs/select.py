@@ -13,7 +13,7 @@ from kdfm_ray.jobs.prepare import Prepared
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.store import Store
 from kdfm_ray.trust.select import select_trusted
-from kdfm_ray.types import UNKNOWN, Emit, UserError
+from kdfm_ray.types import Emit, UserError
 
 
 def select(
@@ -70,13 +70,14 @@ def _select(
             labeled_index=labeled,
             labeled_class=truth[labeled],
             labeled_weight=settings.labeled_weight,
-            truth=truth if (truth != UNKNOWN).any() else None,
+            truth=truth,
             sample_size=settings.sample_size,
             seed=config.seed,
             device="cuda" if use_gpu else "cpu",
             gpu=use_gpu,
             options=_options(config),
             allowed_fall=settings.allowed_fall,
+            class_names=dataset.record()["classes"],
             emit=lambda event: emit({"stage": "select"} | event),
         )
     except ValueError as error:  # an empty subset, or settings that do not fit these images

@@ -25,7 +25,9 @@ def make_report(finished: Finished) -> dict[str, Any]:
     test = {SHOWN[role]: records["evaluation"]["test_accuracy"][role] for role in roles}
     val = {SHOWN[role]: records[role]["val_accuracy"] for role in roles}
     selection = records["trusted"]
-    stages = {role: records[role]["seconds"] for role in roles} | {
+    notes = [note for role in roles for note in records[role]["notes"]]
+    stages = {"data": records["dataset"]["seconds"]}
+    stages |= {role: records[role]["seconds"] for role in roles} | {
         "label": records["labels"]["seconds"],
         "select": selection["seconds"],
         "evaluate": records["evaluation"]["seconds"],
@@ -50,6 +52,8 @@ def make_report(finished: Finished) -> dict[str, Any]:
         "training": {SHOWN[role]: records[role]["last"] for role in roles},
         "precision": finished.plan.precision,
         "resources": finished.resources,
+        "seed": finished.config.seed,
+        "split_seed": finished.config.split_seed,
         "config_hash": finished.config.hash(),
         "split_hash": facts["split_hash"],
         "keys": {stage: artifact.key for stage, artifact in artifacts.items()},
@@ -58,6 +62,7 @@ def make_report(finished: Finished) -> dict[str, Any]:
         "warnings": [
             *facts["data_warnings"],
             *facts["split_warnings"],
+            *dict.fromkeys(notes),
             *selection["warnings"],
             *verdict_warnings(test, val),
         ],

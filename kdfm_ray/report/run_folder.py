@@ -27,10 +27,10 @@ class RunFolder:
         """Open the folder for a run with this config; nothing is written yet.
 
         Raises:
-            UserError: the folder holds a run with another config.
+            UserError: the folder holds a finished run with another config, or other files.
         """
         self.path, self._config = path, config
-        self._written: dict[str, int] = {}  # stage -> last step in metrics.jsonl
+        self._written: set[tuple[str, int, bool]] = set()  # (stage, step, is it a validation)
         self._lock = threading.Lock()
         self._tensorboard: Any = None
         _check_same_run(path, config)
@@ -49,14 +49,13 @@ class RunFolder:
         with self._lock:
             self._write({key: value for key, value in event.items() if key != "total"})
 
-    def complete(self, role: str, network: Artifact) -> None:
+    def complete(self, network: Artifact) -> None:
         """Write those lines of a finished network that were not seen live."""
         text = (network.path / "metrics.jsonl").read_text()
         lines = [json.loads(line) for line in text.splitlines()]
         with self._lock:
-            last = self._written.get(role, 0)
             for line in lines:
-                if line["step"] > last:
+                if _line_key(line) not in self._written:
                     self._write(line)
 
     def finish(self, artifacts: dict[str, Artifact], report: dict[str, Any]) -> None:
@@ -93,7 +92,11 @@ class RunFolder:
         for name, value in line.items():
             if isinstance(value, int | float) and name != "step":
                 self._tensorboard.add_scalar(f"{line['stage']}/{name}", value, line["step"])
-        self._written[line["stage"]] = max(self._written.get(line["stage"], 0), line["step"])
+        self._written.add(_line_key(line))
+
+
+def _line_key(line: dict[str, Any]) -> tuple[str, int, bool]:
+    return line["stage"], line["step"], "val_accuracy" in line
 
 
 def default_path(name: str, config: Config) -> Path:
@@ -110,8 +113,8 @@ def _check_same_run(path: Path, config: Config) -> None:
             )
         return
     before = Config.from_yaml(saved)
-    if before.hash() == config.hash():
-        return
+    if before.hash() == config.hash() or not (path / "report.json").is_file():
+        return  # an unfinished run may be tried again with other settings
     old, new = _flat(before.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
     ignored = ("out", "store", "scale.", "data.root", "label.num_actors")
     changed = [

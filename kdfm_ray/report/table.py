@@ -51,12 +51,13 @@ def trusted_line(report: dict[str, Any]) -> str:
 
 def time_line(report: dict[str, Any]) -> str:
     """Seconds of each stage; reused ones took them in an earlier run."""
-    names = {"labeled_only": "baseline"}
-    parts = []
+    parts, rest = [], report["total_seconds"]
     for stage, seconds in report["stages"].items():
-        again = " (reused)" if stage in report["reused"] else ""
-        parts.append(f"{TITLES[names.get(stage, stage)]} {seconds:.1f} s{again}")
-    return f"time: {', '.join(parts)}; all with Ray's start {report['total_seconds']:.1f} s"
+        reused = stage in report["reused"]
+        rest -= 0 if reused else seconds
+        parts.append(f"{TITLES[stage]} {seconds:.1f} s{' (reused)' if reused else ''}")
+    parts.append(f"starting processes and the rest {max(0.0, rest):.1f} s")
+    return f"time: {', '.join(parts)}; in all {report['total_seconds']:.1f} s"
 
 
 def percent(value: float | None) -> str:

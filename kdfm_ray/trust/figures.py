@@ -5,6 +5,7 @@ Legend: n images, k classes, c clusters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +56,14 @@ class Images:
             },
         }
 
-    def missing_classes(self, trusted: Bool[np.ndarray, " n"]) -> list[str]:
-        """One sentence where classes have no trusted image."""
+    def missing_classes(
+        self, trusted: Bool[np.ndarray, " n"], names: Sequence[str] | None = None
+    ) -> list[str]:
+        """One sentence where classes have no trusted image; ``names`` by class number."""
         missing = np.flatnonzero(self._count(trusted & self.unlabeled) == 0)
         if not len(missing):
             return []
-        listed = ", ".join(map(str, missing))
+        listed = ", ".join(str(names[k]) if names else str(k) for k in missing)
         return [
             f"no trusted image of class {listed}: lower tau_select, give those classes more "
             "labeled images, or try another clusterer"

@@ -14,7 +14,7 @@ Legend: n images, d embedding size, k classes, m labeled images, t trusted image
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,7 @@ def select_trusted(
     gpu: bool = False,
     options: Mapping[str, Any] | None = None,
     allowed_fall: float = 0.0,
+    class_names: Sequence[str] | None = None,
     emit: Emit | None = None,
 ) -> Selection:
     """Choose the images whose pseudo label can be trusted.
@@ -101,6 +102,7 @@ def select_trusted(
         options: settings of the clusterers, see ``make_clusterer``.
         allowed_fall: how far DEC may lower the matched agreement below its k-means start before
             that start is used in its place; 1 switches the comparison off.
+        class_names: for the warnings; class numbers without it.
         emit: takes progress events.
 
     Raises:
@@ -147,7 +149,7 @@ def select_trusted(
         "nmi": normalized_mutual_information(cluster[real], images.predicted[real]),
         "ari": adjusted_rand_index(cluster[real], images.predicted[real]),
         **matching.record,
-        "warnings": matching.warnings + images.missing_classes(trusted),
+        "warnings": matching.warnings + images.missing_classes(trusted, class_names),
         "part_seconds": {"total": time.perf_counter() - started, **seconds},
     }
     return Selection(index, images.predicted[index], cluster, matching.cluster_to_class, record)

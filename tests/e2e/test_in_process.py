@@ -103,6 +103,9 @@ def test_two_folders_of_ones_own(pets):
     assert report["trusted"]["size"] == 40
     red = np.full((1, 16, 16, 3), (180, 60, 60), dtype=np.uint8)
     assert run.predict_probs(red).argmax() == 0
+    found = kdfm.load(run.path).predict(pets / "unlabeled")
+    assert len(found) == 40
+    assert all(row["label"] in row["path"] and row["confidence"] > 0.5 for row in found)
 
     # Without a test set the verdict is on validation.
     again = kdfm.train(
@@ -141,6 +144,6 @@ def test_an_interrupted_run_goes_on_after_its_last_finished_stage(pets, monkeypa
             kdfm.train(**arguments)
     assert not (pets / "run" / "report.json").exists()
     run = kdfm.train(**arguments)
-    assert run.report["reused"] == ["baseline", "outer"]
+    assert run.report["reused"] == ["data", "baseline", "outer"]
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {"baseline", "outer", "inner"}

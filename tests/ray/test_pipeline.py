@@ -4,8 +4,10 @@ import dataclasses
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import psutil
@@ -90,7 +92,9 @@ def test_the_run_folder_holds_everything(first):
     assert set(report["test_accuracy"]) == {"labeled_only", "outer", "inner"}
     assert all(0 <= value <= 1 for value in report["test_accuracy"].values())
     assert set(report["trusted"]) == {"size", "coverage", "precision", "precision_all"}
-    assert {"baseline", "outer", "inner", "label", "select", "evaluate"} <= set(report["stages"])
+    assert {"data", "baseline", "outer", "inner", "label", "select", "evaluate"} <= set(
+        report["stages"]
+    )
     assert report["config_hash"] == config.hash()
     assert report["data"]["labeled"] == 100
     assert report["versions"]["ray"]
@@ -142,29 +146,30 @@ def test_labels_from_one_and_from_three_actors_are_equal(cluster, first):
     _, config, root = first
     again = run(config, ignore)
     store = Store(str(root))
-    one = read_labels(again.artifacts["labels"].path)
     split = again.artifacts["split"]
     prepared = Prepared(again.artifacts["dataset"], split, split.record())
     one_cpu_each = cluster.scale.model_copy(update={"cpus_per_worker": 1})
-    label(
-        dataclasses.replace(cluster, scale=one_cpu_each),
-        store,
-        prepared,
-        again.plan.outer,
-        "three-actors",
-        precision="fp32",
-        batch_size=128,
-        num_actors=3,
-    )
-    three = read_labels(store.find("labels", "three-actors").path)
-    np.testing.assert_allclose(three.probs, one.probs, atol=1e-5)
-    np.testing.assert_allclose(three.embeddings, one.embeddings, atol=1e-4)
+    found = {}
+    for actors in (1, 3):
+        label(
+            dataclasses.replace(cluster, scale=one_cpu_each),
+            store,
+            prepared,
+            again.plan.outer,
+            f"by-{actors}",
+            precision="fp32",
+            batch_size=128,
+            num_actors=actors,
+        )
+        found[actors] = read_labels(store.find("labels", f"by-{actors}").path)
+    assert np.array_equal(found[1].probs, found[3].probs)
+    assert np.array_equal(found[1].embeddings, found[3].embeddings)
 
 
 def test_a_finished_run_does_nothing_again(first):
     _, config, _ = first
     again = run(config, ignore)
-    assert again.reused == ["baseline", "outer", "label", "select", "inner", "evaluate"]
+    assert again.reused == ["data", "baseline", "outer", "label", "select", "inner", "evaluate"]
 
 
 def test_another_threshold_reuses_the_outer_network(first):
@@ -174,7 +179,7 @@ def test_another_threshold_reuses_the_outer_network(first):
     )
     events = []
     changed = run(other, events.append)
-    assert changed.reused == ["baseline", "outer", "label"]
+    assert changed.reused == ["data", "baseline", "outer", "label"]
     started = [event["stage"] for event in events if event.get("state") == "start"]
     assert started == ["data", "select", "inner", "evaluate"]
 
@@ -187,6 +192,7 @@ def test_an_empty_trusted_subset_keeps_the_outer_network(first):
     with pytest.raises(UserError, match="tau_select") as error:
         run(strict, ignore)
     assert "0." in str(error.value), "thresholds to try"
+    assert "The outer network is kept in" in str(error.value)
     again = run(config, ignore)
     assert "outer" in again.reused
 
@@ -287,3 +293,37 @@ def test_a_cluster_that_is_not_there_is_told():
         RAY_ADDRESS="127.0.0.1:1",
     )
     assert text.startswith("cannot join the Ray cluster at RAY_ADDRESS=127.0.0.1:1")
+
+
+def test_ctrl_c_ends_a_training_at_once_and_leaves_no_process(tmp_path):
+    """Exit status 130, one line, and the same command goes on; in a process of its own."""
+    clean = {name: value for name, value in os.environ.items() if name != LOOPBACK}
+    flags = ["--out", str(tmp_path / "run"), "--store", str(tmp_path / "store")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdfm_ray", "train", "digits", "--train.steps", "5000", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean,
+        start_new_session=True,  # the signal is for the driver alone
+    )
+    try:
+        metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+        while not (metrics.is_file() and metrics.read_text()):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline, "no training began"
+            time.sleep(0.2)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "interrupted; finished stages are kept, the same command goes on" in errors
+    assert "Traceback" not in errors
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert gone
+    assert not alive
+    assert not (tmp_path / "store" / "baseline").exists() or not list(
+        (tmp_path / "store" / "baseline").rglob("manifest.json")
+    )

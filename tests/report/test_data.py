@@ -56,6 +56,7 @@ def test_lines():
     assert percent(0.91234) == "91.23 %"
     report = {"stages": {"outer": 12.34, "label": 1.0}, "reused": ["outer"], "total_seconds": 20.0}
     assert time_line(report) == (
-        "time: FixMatch (outer) network 12.3 s (reused), pseudo labels 1.0 s; "
-        "all with Ray's start 20.0 s"
+        "time: FixMatch (outer) network 12.3 s (reused), pseudo labels 1.0 s, "
+        "starting processes and the rest 19.0 s; "
+        "in all 20.0 s"
     )
