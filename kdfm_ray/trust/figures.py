@@ -63,7 +63,7 @@ class Images:
         missing = np.flatnonzero(self._count(trusted & self.unlabeled) == 0)
         if not len(missing):
             return []
-        listed = ", ".join(str(names[k]) if names else str(k) for k in missing)
+        listed = ", ".join(names[int(k)] if names else str(k) for k in missing)
         return [
             f"no trusted image of class {listed}: lower tau_select, give those classes more "
             "labeled images, or try another clusterer"
