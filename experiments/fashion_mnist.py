@@ -30,8 +30,8 @@ def fashion_mnist_40() -> Config:
 def fashion_mnist_100() -> Config:
     """Fashion-MNIST with 100 labels, 1,500 steps an SNN.
 
-    Cost: not measured
-    Result: not measured
+    Cost: 20 minutes on 2 CPU cores (1,212 s, AMD EPYC)
+    Result: mean of seeds 0-2: labeled-only 68.76, FixMatch 74.13, KD-FixMatch 74.53
     """
     return _fashion_mnist(100)
 

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -91,7 +92,7 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
     left as it is.
     """
     joining = bool(os.environ.get("RAY_ADDRESS"))
-    prepare_environment(local=not joining)
+    prepare_environment(local=not joining, verbose=verbose)
     if scale.num_workers == 0:
         cpus, gpus = _this_process()
         yield Session(True, cpus, _usable_gpus(scale, gpus), cpus, emit, scale, verbose)
@@ -116,13 +117,15 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
             ray.shutdown()
 
 
-def prepare_environment(*, local: bool) -> None:
+def prepare_environment(*, local: bool, verbose: bool = False) -> None:
     """Settings that Ray reads from the environment, none of which replaces the user's own."""
     settings = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # fit() polls; the default 2 s costs seconds
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default; says so in a warning
     }
+    if not verbose:
+        settings["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # of Ray's core: notes on restarts and the like
     if local:
         if "ray" in sys.modules and LOOPBACK not in os.environ:
             warnings.warn(
@@ -162,8 +165,29 @@ def _init(*, joining: bool, verbose: bool) -> None:
                 "cluster, correct the address, or unset RAY_ADDRESS to use this machine alone"
             ) from error
         return
-    # "local": never a cluster that somebody else runs on this machine.
-    ray.init(address="local", include_dashboard=False, **quiet)
+    with contextlib.nullcontext() if verbose else _without_line("Set ray log level"):
+        # "local": never a cluster that somebody else runs on this machine.
+        ray.init(address="local", include_dashboard=False, **quiet)
+
+
+@contextlib.contextmanager
+def _without_line(text: str) -> Iterator[None]:
+    """Hold back what is written to standard error, and pass it on without lines with ``text``.
+
+    Ray's core, told by its environment to be quiet, says so from C++, amid the progress bars.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            held.seek(0)
+            lines = held.read().decode(errors="replace").splitlines(keepends=True)
+            sys.stderr.write("".join(line for line in lines if text not in line))
 
 
 def _check_reachable(address: str) -> None:
