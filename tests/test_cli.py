@@ -60,7 +60,7 @@ def run(capsys, *arguments):
         (["train", "--data.labeled", "missing"], ["data.labeled = missing: no such folder"]),
         (
             ["train", "digits", "--scale.num-workers", "33"],
-            ["scale.num_workers = 33 is more than the 32 labeled images of a global batch"],
+            ["scale.num_workers = 33 is more than the 16 labeled images of a global batch"],
         ),
         (["presets", "now"], ["takes no arguments"]),
         ([], []),
