@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdfm_ray import keys
 from kdfm_ray.config import Config, Precision, absolute_paths
@@ -139,7 +139,7 @@ class _Stages:
         precision = resolve_precision(self.session, self.config)
         dataset, split = self.prepared.dataset.key, self.prepared.split.key
         self.plan = make_plan(self.config, dataset, split, precision)
-        self.emit({"stage": "data", "state": "done"} | self.prepared.facts)
+        self._note_done("data", self.prepared.facts)
 
     def train_outer(self) -> None:
         self._train({"baseline": self.plan.baseline, "outer": self.plan.outer})
@@ -244,7 +244,7 @@ class _Stages:
             self.emit({"stage": tasks[0].role, "state": "start"})
             train(self.session, self.store, self.config, tasks)
             for task in tasks:
-                self.emit({"stage": task.role, "state": "done"})
+                self._note_done(task.role)
 
     def _do(self, stage: str, artifact: str, key: str, work: Callable[[], None]) -> None:
         if self.store.find(artifact, key) is not None:
@@ -252,7 +252,11 @@ class _Stages:
             return
         self.emit({"stage": stage, "state": "start"})
         work()
-        self.emit({"stage": stage, "state": "done"})
+        self._note_done(stage)
+
+    def _note_done(self, stage: str, facts: dict[str, Any] | None = None) -> None:
+        self.session.drain()  # what the stage has to say comes before its end
+        self.emit({"stage": stage, "state": "done"} | (facts or {}))
 
     def _note_reused(self, stage: str) -> None:
         self.reused.append(stage)

@@ -27,6 +27,10 @@ POLL_SECONDS = 0.25  # between looks at the progress of remote work
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
+def _nothing() -> None:
+    """Events of this process arrive at once."""
+
+
 @dataclass(frozen=True)
 class Session:
     """What a run computes on.
@@ -39,6 +43,7 @@ class Session:
         emit: takes progress events, from any process.
         scale: how the run is divided.
         verbose: let Ray's own logs through.
+        drain: has all events arrive that were sent so far.
     """
 
     in_process: bool
@@ -48,6 +53,7 @@ class Session:
     emit: Emit
     scale: ScaleConfig
     verbose: bool = False
+    drain: Callable[[], None] = _nothing
 
     @property
     def use_gpu(self) -> bool:
@@ -103,13 +109,13 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
     if ours:
         _init(joining=joining, verbose=verbose)
     try:
-        with _events(emit) as remote_emit:
+        with _events(emit) as (remote_emit, drain):
             resources = ray.cluster_resources()
             gpus = _usable_gpus(scale, int(resources.get("GPU", 0)))
             cpus = int(resources.get("CPU", 1))
             nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
             largest = int(max(nodes, default=1))
-            session = Session(False, cpus, gpus, largest, remote_emit, scale, verbose)
+            session = Session(False, cpus, gpus, largest, remote_emit, scale, verbose, drain)
             _check_fits(session)
             yield session
     finally:
@@ -199,25 +205,32 @@ def _check_reachable(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _events(emit: Emit) -> Iterator[Emit]:
-    """Events that any process of the cluster emits arrive at ``emit`` in the driver."""
+def _events(emit: Emit) -> Iterator[tuple[Emit, Callable[[], None]]]:
+    """Events that any process of the cluster emits arrive at ``emit`` in the driver.
+
+    Yields:
+        What those processes emit to, and a function that has all events arrive that were sent.
+    """
     import ray
 
     mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
     stop = threading.Event()
 
-    def pump() -> None:
-        while True:
-            last = stop.wait(POLL_SECONDS)
+    lock = threading.Lock()
+
+    def drain() -> None:
+        with lock:
             for event in ray.get(mailbox.take.remote()):
                 emit(event)
-            if last:
-                return
+
+    def pump() -> None:
+        while not stop.wait(POLL_SECONDS):
+            drain()
 
     thread = threading.Thread(target=pump, name="kdfm-events", daemon=True)
     thread.start()
     try:
-        yield Post(mailbox)
+        yield Post(mailbox), drain
     finally:
         stop.set()
         thread.join(timeout=10)

@@ -97,7 +97,7 @@ class LiveView:
         bar = self._bar(stage)
         done = self._done[stage] or 1
         if stage == "data":
-            numbers = _data_numbers(event)
+            done, numbers = 1, _data_numbers(event)
         else:
             numbers = self._numbers[stage]
         self._progress.update(bar, completed=done, total=done, numbers=numbers)
