@@ -10,7 +10,7 @@ target P:
     loss = mean squared reconstruction error + gamma * KL(P || Q)               IDEC, equation 2
 
 From the papers: the formulas, full-set targets every 140 steps of 256 points, tol 0.1 %, gamma 0.1.
-Ours: one hidden layer (embeddings are already features), Adam throughout, and that the stop rule
+Ours: few hidden layers (embeddings are already features), Adam throughout, and that the stop rule
 asks for two targets to be trained on before it may end the run.
 
 Legend: n points, d embedding size, l latent size, k clusters.

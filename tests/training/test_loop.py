@@ -147,6 +147,15 @@ def test_workers_slice_one_global_batch(role):
                 assert torch.equal(joined, getattr(whole, name)), (name, world)
 
 
+def test_labeled_images_count_in_no_figure():
+    """25 batches of 12 are three epochs of the 100 unlabeled images, 8 of which are labeled."""
+    batches = Batches(make_data(), make_config(), "outer", Runtime())
+    parts = [batches.at(step) for step in range(25)]
+    truth, counted = (torch.cat([getattr(p, n) for p in parts]) for n in ("truth_u", "counted_u"))
+    assert (~counted).sum() == 3 * 8
+    assert torch.equal(truth >= 0, counted)
+
+
 # Written by the loop on the first day it was right (torch 2.14.1, float32, 1 thread); a change
 # that claims to change no maths leaves them as they are. The tolerance is for other CPUs, which
 # sum in another order: with 2 threads the outer network's differ by up to 1.3e-3.
