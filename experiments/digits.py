@@ -19,7 +19,15 @@ def digits() -> Config:
     return Config(
         data=DataConfig(name="digits", num_labels=100),
         model=ModelConfig(name="wrn_10_2"),
-        train=TrainConfig(steps=220, batch_size=16, eval_every=110, log_every=5, precision="bf16"),
+        train=TrainConfig(
+            steps=220,
+            batch_size=16,
+            eval_every=110,
+            log_every=5,
+            precision="bf16",
+            memory_format="channels_last",
+            compile="off",
+        ),
     )
 
 

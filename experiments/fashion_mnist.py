@@ -14,7 +14,13 @@ def _fashion_mnist(num_labels: int) -> Config:
     return Config(
         data=DataConfig(name="fashion_mnist", num_labels=num_labels, num_val=5000),
         model=ModelConfig(name="wrn_10_2"),
-        train=TrainConfig(steps=1500, batch_size=32, precision="bf16"),
+        train=TrainConfig(
+            steps=1500,
+            batch_size=32,
+            precision="bf16",
+            memory_format="channels_last",
+            compile="off",
+        ),
     )
 
 

@@ -23,7 +23,13 @@ def _preset(name: str, num_labels: int) -> Callable[[], Config]:
             data=DataConfig(name=name, num_labels=num_labels, num_val=5000),
             model=ModelConfig(name="efficientnet_b0", pretrained="yes"),
             train=TrainConfig(
-                steps=20_000, batch_size=64, learning_rate=0.01, precision="bf16", eval_every=2000
+                steps=20_000,
+                batch_size=64,
+                learning_rate=0.01,
+                precision="bf16",
+                memory_format="channels_last",
+                compile="off",
+                eval_every=2000,
             ),
         )
 

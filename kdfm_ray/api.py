@@ -49,6 +49,7 @@ class Run:
         import numpy as np
         import torch
 
+        from kdfm_ray.models.numerics import Numerics
         from kdfm_ray.training.batches import ImageSource
         from kdfm_ray.training.evaluate import predict
 
@@ -60,7 +61,9 @@ class Run:
             )
         source = ImageSource(images, torch.device("cpu"))
         index = np.arange(len(images))
-        probs, _ = predict(self.network(), source, index, batch_size=batch_size, precision="fp32")
+        numerics = Numerics()  # float32: a handful of images needs no speed
+        network = numerics.place(self.network(), source.device)
+        probs, _ = predict(network, source, index, batch_size=batch_size, numerics=numerics)
         return probs.numpy()
 
     def predict(self, images: str | Path) -> list[dict[str, Any]]:

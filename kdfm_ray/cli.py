@@ -1,4 +1,4 @@
-"""The command line: ``kdfm train [PRESET] [--flags]``, ``kdfm presets``.
+"""The command line: ``kdfm train [PRESET] [--flags]``, ``kdfm presets``, ``kdfm bench PART``.
 
 Flags are built by tyro from the config's own types, one for every field. Their values stay text
 until all of them are read, so that every mistake is reported at once, by the config itself.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import os
 import sys
 import types
@@ -26,6 +27,8 @@ usage: kdfm COMMAND ...
   kdfm train [PRESET] [--flags]   train the outer network, find the trusted labels, train the
                                   inner network; `kdfm train --help` lists every flag
   kdfm presets                    presets by name, with their cost and result
+  kdfm bench step|augment|label|select [--flags]
+                                  how fast the parts are on this machine
 
 A preset is a name or path/to/file.py:function. Own images: kdfm train --data.labeled DIR
 --data.unlabeled DIR [--data.test DIR] --out RUN
@@ -40,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if arguments else BAD_INPUT
     command, rest = arguments[0], arguments[1:]
-    commands = {"train": _train, "presets": _presets}
+    commands = {"train": _train, "presets": _presets, "bench": _bench}
     try:
         if command not in commands:
             raise UserError(f"no command {command!r}; commands: {', '.join(commands)}")
@@ -91,6 +94,35 @@ def _presets(arguments: list[str]) -> None:
         about = describe(name)
         table.add_row(name, about.what, about.cost, about.result)
     Console().print(table)
+
+
+def _bench(arguments: list[str]) -> None:
+    """Run a benchmark, and print what it found as a table or as one JSON object."""
+    from kdfm_ray.bench import BENCHMARKS, load
+
+    if not arguments or arguments[0] not in BENCHMARKS:
+        given = arguments[0] if arguments else "nothing"
+        raise UserError(f"kdfm bench takes one of {', '.join(BENCHMARKS)}; got {given!r}")
+    import tyro
+
+    name, rest = arguments[0], arguments[1:]
+    kind = load(name)
+    bench, unknown = tyro.cli(kind, args=rest, prog=f"kdfm bench {name}", return_unknown_args=True)
+    if unknown:
+        raise UserError(f"kdfm bench {name} does not take {' '.join(unknown)}: see --help")
+    found = bench.run()
+    print(json.dumps(found) if bench.json else _as_lines(found))
+
+
+def _as_lines(values: dict[str, Any], indent: str = "") -> str:
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}:", _as_lines(value, indent + "  ")]
+        else:
+            shown = f"{value:,.4g}" if isinstance(value, float) else value
+            lines.append(f"{indent}{name}: {shown}")
+    return "\n".join(lines)
 
 
 def parse_flags(arguments: list[str], values: dict[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ from pydantic import (
 from kdfm_ray.types import UserError
 
 Precision = Literal["fp32", "bf16"]
+MemoryFormat = Literal["channels_last", "contiguous"]
 
 
 class Section(BaseModel):
@@ -111,10 +112,13 @@ class TrainConfig(Section):
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the averaged weights and buffers")
     ema_warmup: bool = Field(True, description="start the average short and lengthen it")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 on GPUs that have it, else fp32; softmax is always fp32"
+        "auto", description="auto: what a short measurement finds fastest; softmax is always fp32"
     )
-    memory_format: Literal["channels_last", "contiguous"] = Field(
-        "channels_last", description="memory layout of weights and images"
+    memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
+        "auto", description="layout of weights and images; auto: measured together with precision"
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile; auto: off, as it was not faster where it was measured"
     )
     norm_sync: Literal["local", "global"] = Field(
         "local",
@@ -130,6 +134,11 @@ class FixMatchConfig(Section):
     mu: int = Field(7, ge=1, description="unlabeled images per labeled one in an update")
     tau: float = Field(0.95, ge=0, le=1, description="confidence from which a pseudo label counts")
     lambda_u: float = Field(1.0, ge=0, description="weight of the unlabeled loss")
+    strong_views: Literal["all", "masked"] = Field(
+        "all",
+        description="masked: images without an unlabeled loss skip the strong pass; faster, but "
+        "another algorithm where batch norm sees fewer images",
+    )
 
 
 class AugmentConfig(Section):

@@ -1,16 +1,18 @@
 """The content key of each stage: its own part of the config and the keys of what it reads.
 
-A key covers what changes the result: with the resolved precision, the memory layout and the
-stage's code version, without worker counts, folders and logging. Raise a stage's version whenever
-its code gives another result for the same inputs.
+A key covers what changes the result: with the resolved numerics (precision, memory layout,
+compiled or not) and the stage's code version, without worker counts, folders and logging. Raise a
+stage's version whenever its code gives another result for the same inputs.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from kdfm_ray.config import Config, Precision, content_hash
-from kdfm_ray.training.loop import Role
+from kdfm_ray.config import Config, content_hash
+from kdfm_ray.models.numerics import Numerics
+from kdfm_ray.types import Role
 
 VERSIONS = {
     "dataset": 1,
@@ -22,7 +24,8 @@ VERSIONS = {
     "inner": 1,
     "evaluation": 1,
 }
-NOT_IN_TRAINING = {"log_every", "precision"}  # precision is in the key as it was resolved
+# The last three are in the key as they were resolved.
+NOT_IN_TRAINING = {"log_every", "precision", "memory_format", "compile"}
 
 
 def dataset_key(config: Config, fingerprint: str | None) -> str:
@@ -42,7 +45,7 @@ def network_key(
     config: Config,
     role: Role,
     split: str,
-    precision: Precision,
+    numerics: Numerics,
     *,
     weights: str,
     trusted: str | None = None,
@@ -54,7 +57,7 @@ def network_key(
         config: the run's.
         role: which network.
         split: key of the split (which covers the images).
-        precision: as resolved.
+        numerics: as resolved.
         weights: ``no``, ``yes`` (timm's own), or the hash of the file of pretrained weights.
         trusted: key of the trusted subset, for the inner network.
         outer: key of the outer network, where the inner one starts from its weights.
@@ -62,7 +65,7 @@ def network_key(
     parts: dict[str, Any] = {
         "seed": config.seed,
         "split": split,
-        "precision": precision,
+        "numerics": asdict(numerics),
         "flip": config.data.flip,
         "weights": weights,
         "model": config.model.model_dump(mode="json", exclude={"pretrained"}),
@@ -79,9 +82,9 @@ def network_key(
     return _key(role, parts)
 
 
-def labels_key(outer: str, precision: Precision) -> str:
+def labels_key(outer: str, numerics: Numerics) -> str:
     """Key of the pseudo labels of an outer network."""
-    return _key("labels", {"outer": outer, "precision": precision})
+    return _key("labels", {"outer": outer, "numerics": asdict(numerics)})
 
 
 def trusted_key(config: Config, labels: str) -> str:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdfm_ray import keys
-from kdfm_ray.config import Config, Precision, absolute_paths
+from kdfm_ray.config import Config, absolute_paths
 from kdfm_ray.jobs.session import Session, open_session
+from kdfm_ray.models.numerics import Numerics, allowed_numerics
 from kdfm_ray.store import Artifact, Store, default_root
-from kdfm_ray.types import Emit, UserError
+from kdfm_ray.types import Emit, Role, UserError
 
 if TYPE_CHECKING:
     from kdfm_ray.jobs.prepare import Prepared
@@ -35,7 +36,7 @@ class Plan:
     trusted: str
     inner: str
     evaluation: str
-    precision: Precision
+    numerics: Numerics
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Finished:
     Attributes:
         config: with absolute paths.
         plan: the key of each stage.
+        numerics: the choice, how it came about, and ``measured`` where it was.
         artifacts: stage -> its artifact.
         reused: stages that had been done before.
         seconds: wall time of the whole run, Ray's start included.
@@ -53,6 +55,7 @@ class Finished:
 
     config: Config
     plan: Plan
+    numerics: dict[str, Any]
     artifacts: dict[str, Artifact]
     reused: list[str]
     seconds: float
@@ -84,6 +87,7 @@ def run(config: Config, emit: Emit, *, verbose: bool = False) -> Finished:
     return Finished(
         config=stages.config,
         plan=stages.plan,
+        numerics=stages.how_numerics,
         artifacts=stages.artifacts(),
         reused=stages.reused,
         seconds=time.perf_counter() - started,
@@ -96,21 +100,21 @@ def run(config: Config, emit: Emit, *, verbose: bool = False) -> Finished:
     )
 
 
-def make_plan(config: Config, dataset: str, split: str, precision: Precision) -> Plan:
+def make_plan(config: Config, dataset: str, split: str, numerics: Numerics) -> Plan:
     """All keys of a run; they are known before anything is trained."""
     weights = _weights_hash(config.model.pretrained)
 
-    def network(role: keys.Role, **inputs: str | None) -> str:
-        return keys.network_key(config, role, split, precision, weights=weights, **inputs)
+    def network(role: Role, **inputs: str | None) -> str:
+        return keys.network_key(config, role, split, numerics, weights=weights, **inputs)
 
     baseline = network("baseline") if config.baseline else None
     outer = network("outer")
-    labels = keys.labels_key(outer, precision)
+    labels = keys.labels_key(outer, numerics)
     trusted = keys.trusted_key(config, labels)
     inner = network("inner", trusted=trusted, outer=outer if config.inner.init == "outer" else None)
     networks = {"baseline": baseline, "outer": outer, "inner": inner}
     evaluation = keys.evaluation_key({role: key for role, key in networks.items() if key})
-    return Plan(dataset, split, baseline, outer, labels, trusted, inner, evaluation, precision)
+    return Plan(dataset, split, baseline, outer, labels, trusted, inner, evaluation, numerics)
 
 
 class _Stages:
@@ -120,12 +124,12 @@ class _Stages:
         self.config = absolute_paths(config)
         self.store, self.session, self.emit = store, session, emit
         self.reused: list[str] = []
+        self.how_numerics: dict[str, Any] = {}
         self.plan: Plan
         self.prepared: Prepared
 
     def data(self) -> None:
         from kdfm_ray.jobs.prepare import prepare
-        from kdfm_ray.jobs.train import resolve_precision
 
         if self.config.train.norm_sync == "global" and not self.session.use_gpu:
             raise UserError(
@@ -136,10 +140,30 @@ class _Stages:
         self.prepared = prepare(self.session, self.store, self.config)
         if self.prepared.facts["reused"]:
             self.reused.append("data")
-        precision = resolve_precision(self.session, self.config)
-        dataset, split = self.prepared.dataset.key, self.prepared.split.key
-        self.plan = make_plan(self.config, dataset, split, precision)
-        self._note_done("data", self.prepared.facts)
+        numerics = self._numerics()
+        self.plan = self._plan_with(numerics)
+        self._note_done("data", self.prepared.facts | {"numerics": self.how_numerics})
+
+    def _plan_with(self, numerics: Numerics) -> Plan:
+        return make_plan(self.config, self.prepared.dataset.key, self.prepared.split.key, numerics)
+
+    def _numerics(self) -> Numerics:
+        """Pinned by the config; or as this run was begun; or by measurement."""
+        from kdfm_ray.jobs.numerics import measured_numerics
+
+        choices = allowed_numerics(self.config.train)
+        if len(choices) == 1:
+            self.how_numerics = {"choice": str(choices[0]), "how": "set by the configuration"}
+            return choices[0]
+        for choice in choices:
+            plan = self._plan_with(choice)
+            if self.store.find("outer", plan.outer) is not None:
+                self.how_numerics = {"choice": str(choice), "how": "as this run was begun"}
+                return choice
+        choice, record = measured_numerics(self.session, self.store, self.config, self.prepared)
+        how = "remembered from an earlier measurement" if record["reused"] else "measured"
+        self.how_numerics = {"choice": str(choice), "how": how, "measured": record["measured"]}
+        return choice
 
     def train_outer(self) -> None:
         self._train({"baseline": self.plan.baseline, "outer": self.plan.outer})
@@ -154,7 +178,7 @@ class _Stages:
                 self.prepared,
                 self.plan.outer,
                 self.plan.labels,
-                precision=self.plan.precision,
+                numerics=self.plan.numerics,
                 batch_size=self.config.label.batch_size,
                 num_actors=self.config.label.num_actors,
             )
@@ -195,7 +219,7 @@ class _Stages:
                 self.prepared,
                 {role: key for role, key in networks.items() if key},
                 plan.evaluation,
-                precision=plan.precision,
+                numerics=plan.numerics,
                 batch_size=self.config.label.batch_size,
             )
 
@@ -216,7 +240,7 @@ class _Stages:
         found = {stage: self.store.find(stage, key) for stage, key in wanted.items() if key}
         return {stage: artifact for stage, artifact in found.items() if artifact is not None}
 
-    def _train(self, networks: dict[keys.Role, str | None]) -> None:
+    def _train(self, networks: dict[Role, str | None]) -> None:
         """Train those networks (role -> key) that are wanted and not there yet, in one job."""
         from kdfm_ray.jobs.train import TrainTask, train
 
@@ -235,7 +259,7 @@ class _Stages:
                     key=key,
                     dataset=self.plan.dataset,
                     split=self.plan.split,
-                    precision=self.plan.precision,
+                    numerics=self.plan.numerics,
                     trusted=self.plan.trusted if inner else None,
                     outer=self.plan.outer if from_outer else None,
                 )

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 UNKNOWN = -1  # a label that is not known
+
+Role = Literal["baseline", "outer", "inner"]  # of a network in a run
 
 Event = dict[str, Any]
 Emit = Callable[[Event], None]  # how a stage tells the live view where it is

@@ -3,15 +3,18 @@
 import pytest
 
 from kdfm_ray.config import parse_config
+from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.pipeline import make_plan
 
+NUMERICS = Numerics()
 
-def plan(precision="fp32", **changes):
+
+def plan(numerics=NUMERICS, **changes):
     values = {"data": {"name": "digits", "num_labels": 100}}
     for name, value in changes.items():
         section, _, field = name.rpartition("__")
         (values.setdefault(section, {}) if section else values)[field] = value
-    return make_plan(parse_config(values), "dataset", "split", precision)
+    return make_plan(parse_config(values), "dataset", "split", numerics)
 
 
 STAGES = ("baseline", "outer", "labels", "trusted", "inner", "evaluation")
@@ -29,9 +32,13 @@ STAGES = ("baseline", "outer", "labels", "trusted", "inner", "evaluation")
         ({"seed": 1}, STAGES),
         ({"train__steps": 5}, STAGES),
         ({"model__name": "wrn_28_2"}, STAGES),
-        ({"precision": "bf16"}, STAGES),
-        ({"train__memory_format": "contiguous"}, STAGES),
+        ({"numerics": Numerics("bf16")}, STAGES),
+        ({"numerics": Numerics("fp32", "contiguous")}, STAGES),
+        ({"numerics": Numerics("fp32", compile=True)}, STAGES),
+        ({"train__precision": "bf16"}, ()),
+        ({"train__memory_format": "contiguous"}, ()),
         ({"fixmatch__tau": 0.9}, STAGES[1:]),
+        ({"fixmatch__strong_views": "masked"}, STAGES[1:]),
         ({"augment__cutout": 0.3}, STAGES[1:]),
         ({"select__tau_select": 0.7}, STAGES[3:]),
         ({"select__clusterer": "kmeans"}, STAGES[3:]),

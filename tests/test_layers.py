@@ -12,7 +12,7 @@ LAYERS = [
     ["__main__"],
     ["cli"],
     ["__init__"],
-    ["api"],
+    ["api", "bench"],
     ["report"],
     ["pipeline"],
     ["jobs", "keys"],

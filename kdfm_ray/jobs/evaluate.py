@@ -7,10 +7,10 @@ import time
 import numpy as np
 import torch
 
-from kdfm_ray.config import Precision
 from kdfm_ray.jobs.prepare import Prepared, load_images
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.models.backbone import load_network
+from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.store import Store
 from kdfm_ray.training.batches import ImageSource
 from kdfm_ray.training.evaluate import count_correct
@@ -24,7 +24,7 @@ def evaluate(
     networks: dict[str, str],
     key: str,
     *,
-    precision: Precision,
+    numerics: Numerics,
     batch_size: int,
 ) -> None:
     """Test accuracy (fraction) of each network (role -> key); ``None`` without a test set."""
@@ -34,7 +34,7 @@ def evaluate(
         prepared.dataset.key,
         networks,
         key,
-        precision,
+        numerics,
         batch_size,
         session.use_gpu,
         session.emit,
@@ -47,7 +47,7 @@ def _evaluate(
     dataset_key: str,
     networks: dict[str, str],
     key: str,
-    precision: Precision,
+    numerics: Numerics,
     batch_size: int,
     use_gpu: bool,
     emit: Emit,
@@ -64,14 +64,14 @@ def _evaluate(
         if test is None:
             accuracy[role] = None
             continue
-        network = load_network(artifact.path).to(device).to(memory_format=torch.channels_last)
+        network = numerics.place(load_network(artifact.path), device)
         correct = count_correct(
             network,
             ImageSource(test.images, device),
             np.arange(len(test)),
             test.labels,
             batch_size=batch_size,
-            precision=precision,
+            numerics=numerics,
         )
         accuracy[role] = correct / len(test)
         emit({"stage": "evaluate", "step": number + 1, "total": len(networks)})

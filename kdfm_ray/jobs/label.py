@@ -12,7 +12,7 @@ An artifact holds Parquet files with one row per unlabeled image:
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import fsspec
@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from kdfm_ray.config import Precision
 from kdfm_ray.data.split import Split
 from kdfm_ray.jobs.prepare import Prepared, load_images
 from kdfm_ray.jobs.session import Session, quiet_libraries
 from kdfm_ray.models.backbone import load_network
+from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.store import Draft, Store
 from kdfm_ray.training.batches import ImageSource
 from kdfm_ray.training.evaluate import predict
@@ -57,7 +57,7 @@ class LabelTask:
     outer: str
     dataset: str
     split: str
-    precision: Precision
+    numerics: Numerics
     batch_size: int
     use_gpu: bool
     threads: int
@@ -70,7 +70,7 @@ def label(
     outer: str,
     key: str,
     *,
-    precision: Precision,
+    numerics: Numerics,
     batch_size: int,
     num_actors: int | None,
 ) -> None:
@@ -88,7 +88,7 @@ def label(
             outer=outer,
             dataset=prepared.dataset.key,
             split=prepared.split.key,
-            precision=precision,
+            numerics=numerics,
             batch_size=batch_size,
             use_gpu=session.use_gpu,
             threads=session.cpus_per_worker,
@@ -101,7 +101,7 @@ def label(
             _label_by_job(task, shards, session, actors)
         _check_complete(draft, count)
         seconds = time.perf_counter() - started
-        draft.write_record({"count": count, "seconds": seconds, "precision": precision})
+        draft.write_record({"count": count, "seconds": seconds, "numerics": asdict(numerics)})
 
 
 class Labeler:
@@ -118,7 +118,7 @@ class Labeler:
         assert dataset is not None
         assert split is not None
         device = torch.device("cuda" if task.use_gpu else "cpu")
-        self._network = load_network(outer.path).to(device).to(memory_format=torch.channels_last)
+        self._network = task.numerics.place(load_network(outer.path), device)
         images = load_images(dataset, "train")
         assert images is not None
         self._source = ImageSource(images.images, device)
@@ -145,7 +145,7 @@ class Labeler:
             self._source,
             self._position[index],
             batch_size=self._task.batch_size,
-            precision=self._task.precision,
+            numerics=self._task.numerics,
         )
         confidence, pseudo_label = probs.max(dim=1)
         columns = {

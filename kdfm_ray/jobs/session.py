@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import socket
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from kdfm_ray.config import ScaleConfig
@@ -264,6 +266,16 @@ class Post:
     def __call__(self, event: Event) -> None:
         """Send without waiting."""
         self._mailbox.put.remote(event)
+
+
+def cpu_name() -> str:
+    """The processor as the system calls it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _this_process() -> tuple[int, int]:

@@ -11,7 +11,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from kdfm_ray.config import Config, Precision
+from kdfm_ray.config import Config
 from kdfm_ray.jobs.prepare import load_training_data, make_network
 from kdfm_ray.jobs.session import Session, quiet_libraries
 from kdfm_ray.models.backbone import Network, load_network, save_network
+from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.store import Store
-from kdfm_ray.training.loop import Role, TrainResult, train_network
-from kdfm_ray.training.runtime import Runtime, ignore
-from kdfm_ray.types import UserError
+from kdfm_ray.training.loop import TrainResult, train_network
+from kdfm_ray.training.runtime import Runtime, ignore, keep_freed_memory
+from kdfm_ray.types import Role, UserError
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class TrainTask:
         role: which network.
         key: where the result goes.
         dataset, split: what it is trained on.
-        precision: as resolved, the same on all workers.
+        numerics: as resolved, the same on all workers.
         trusted: the trusted subset, for the inner network.
         outer: the outer network, where the inner one starts from its weights.
     """
@@ -47,7 +48,7 @@ class TrainTask:
     key: str
     dataset: str
     split: str
-    precision: Precision
+    numerics: Numerics
     trusted: str | None = None
     outer: str | None = None
 
@@ -72,6 +73,7 @@ def train(session: Session, store: Store, config: Config, tasks: list[TrainTask]
             "tasks": tasks,
             "emit": session.emit,
             "threads": session.cpus_per_worker,
+            "in_process": session.in_process,
         },
         torch_config=TorchConfig(backend="nccl" if session.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -136,15 +138,6 @@ def _first_cause(error: ray.train.WorkerGroupError) -> Exception:
     return RuntimeError(f"training worker {rank} failed: {failure}")
 
 
-def resolve_precision(session: Session, config: Config) -> Precision:
-    """What ``train.precision`` means here: ``auto`` is bf16 on GPUs that have it, else fp32."""
-    if config.train.precision != "auto":
-        return config.train.precision
-    if not session.use_gpu:
-        return "fp32"
-    return "bf16" if session.call(torch.cuda.is_bf16_supported, gpu=True) else "fp32"
-
-
 def _resources(session: Session) -> dict[str, float] | None:
     if session.in_process or session.use_gpu:
         return None
@@ -155,6 +148,8 @@ def _worker(loop_config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     torch.set_num_threads(loop_config["threads"])
+    if not loop_config["in_process"]:
+        keep_freed_memory()
     runtime = Runtime(
         rank=rank,
         world_size=context.get_world_size(),
@@ -170,7 +165,7 @@ def train_and_store(task: TrainTask, config: Config, store: Store, runtime: Runt
     """Train one network and, on rank 0, write it to the store under its key."""
     data = load_training_data(store, config, task.dataset, task.split, task.trusted)
     network = _initial_network(task, config, store)
-    result = train_network(network, data, config, task.role, runtime, precision=task.precision)
+    result = train_network(network, data, config, task.role, runtime, numerics=task.numerics)
     if runtime.rank == 0:
         write_network(store, task, config, result, network.notes)
 
@@ -188,7 +183,7 @@ def write_network(
                 "role": task.role,
                 "seconds": result.seconds,
                 "val_accuracy": result.val_accuracy,
-                "precision": task.precision,
+                "numerics": asdict(task.numerics),
                 "steps": config.train.steps,
                 "last": _last_metrics(result.metrics),
                 "notes": list(notes),

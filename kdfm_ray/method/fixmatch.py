@@ -21,6 +21,7 @@ from kdfm_ray.method.merge import merge_targets
 from kdfm_ray.models.backbone import Output
 
 Forward = Callable[[Tensor], Output]
+StrongViews = Callable[[Tensor], Tensor]  # positions int64 [m] -> uint8 [m, c, h, w]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -49,7 +50,7 @@ def fixmatch_step(
     images_x: UInt8[Tensor, "b c h w"],
     label_x: Int[Tensor, " b"],
     weak_u: UInt8[Tensor, "u c h w"],
-    strong_u: UInt8[Tensor, "u c h w"],
+    strong_u: UInt8[Tensor, "u c h w"] | StrongViews,
     trusted_u: Int[Tensor, " u"],
     truth_u: Int[Tensor, " u"],
     counted_u: Bool[Tensor, " u"],
@@ -68,7 +69,9 @@ def fixmatch_step(
         images_x: weak views of labeled images.
         label_x: their classes.
         weak_u: weak views of unlabeled images.
-        strong_u: strong views of the same images.
+        strong_u: strong views of the same images; or a function that makes those of given
+            positions, and then images that give no loss are neither augmented nor passed. The
+            loss is the same either way, but batch norm sees other images: another algorithm.
         trusted_u: their trusted labels, -1 where there is none (everywhere for plain FixMatch).
         truth_u: true classes for reports only, -1 where unknown.
         counted_u: images that have no label of their own, and so count in trusted figures.
@@ -82,10 +85,14 @@ def fixmatch_step(
         probs_u = forward(weak_u).logits.softmax(dim=1)
     targets = merge_targets(probs_u, trusted_u, tau_inner=tau)
 
+    target_u, mask_u = targets.target, targets.mask
+    if callable(strong_u):
+        kept = _kept(targets.mask, beside=len(images_x))
+        strong_u, target_u, mask_u = strong_u(kept), target_u[kept], mask_u[kept]
     logits = forward(torch.cat([images_x, strong_u])).logits
     logits_x, logits_u = logits.split([len(images_x), len(strong_u)])
     sum_x = cross_entropy(logits_x, label_x).sum()
-    sum_u = (unlabeled_loss(logits_u, targets.target) * targets.mask).sum()
+    sum_u = (unlabeled_loss(logits_u, target_u) * mask_u).sum()
     loss = sum_x / denom_x + lambda_u * sum_u / denom_u
 
     known = targets.mask & (truth_u >= 0)
@@ -100,3 +107,15 @@ def fixmatch_step(
         "correct": (known & (targets.target == truth_u)).sum(),
     }
     return StepOutput(loss, sums)
+
+
+def _kept(mask: Bool[Tensor, " u"], *, beside: int) -> Int[Tensor, " m"]:
+    """Positions of images that give a loss.
+
+    One more, which gives none, where ``beside`` is a single image: batch norm cannot take one
+    image alone through a feature map of one pixel.
+    """
+    kept = mask.nonzero()[:, 0]
+    if len(kept) == 0 and beside == 1:
+        kept = torch.zeros(1, dtype=torch.int64, device=mask.device)
+    return kept

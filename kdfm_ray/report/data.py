@@ -50,7 +50,7 @@ def make_report(finished: Finished) -> dict[str, Any]:
         "reused": finished.reused,
         "total_seconds": finished.seconds,
         "training": {SHOWN[role]: records[role]["last"] for role in roles},
-        "precision": finished.plan.precision,
+        "numerics": finished.numerics,
         "resources": finished.resources,
         "seed": finished.config.seed,
         "split_seed": finished.config.split_seed,

@@ -27,6 +27,7 @@ from kdfm_ray.augment.views import (
 from kdfm_ray.config import Config
 from kdfm_ray.data.split import Split
 from kdfm_ray.data.streams import IndexStream, rng, worker_slice
+from kdfm_ray.method.fixmatch import StrongViews
 from kdfm_ray.training.runtime import Runtime
 from kdfm_ray.types import UNKNOWN
 
@@ -52,12 +53,15 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Batch:
-    """This worker's part of a global batch; unlabeled parts are empty for labeled-only training."""
+    """This worker's part of a global batch; unlabeled parts are empty for labeled-only training.
+
+    ``strong_u`` is a function of positions where only images that give a loss are to be augmented.
+    """
 
     images_x: Tensor
     label_x: Tensor
     weak_u: Tensor
-    strong_u: Tensor
+    strong_u: Tensor | StrongViews
     trusted_u: Tensor
     truth_u: Tensor
     counted_u: Tensor
@@ -125,11 +129,20 @@ class Batches:
             images_x=images_x,
             label_x=label_x,
             weak_u=weak_view(images_u, take(weak, part)),
-            strong_u=strong_view(images_u, take(strong, part)),
+            strong_u=self._strong(images_u, take(strong, part)),
             trusted_u=self._to_device(self.data.trusted_label[position]),
             truth_u=self._to_device(self._truth[position]),
             counted_u=self._to_device(~self._is_labeled[position]),
         )
+
+    def _strong(self, images: Tensor, params: StrongParams) -> Tensor | StrongViews:
+        if self.config.fixmatch.strong_views == "all":
+            return strong_view(images, params)
+
+        def some(position: Tensor) -> Tensor:
+            return strong_view(images.index_select(0, position), take(params, _numpy(position)))
+
+        return some
 
     def _labeled(self, step: int) -> tuple[Tensor, Tensor]:
         part = worker_slice(self.size_x, self.runtime.rank, self.runtime.world_size)
@@ -171,3 +184,7 @@ class Batches:
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.runtime.device)
+
+
+def _numpy(values: Tensor) -> np.ndarray:
+    return np.asarray(values.cpu().numpy())

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdfm_ray.config import Precision
 from kdfm_ray.models.backbone import Network
-from kdfm_ray.models.precision import autocast
+from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.training.batches import ImageSource
 
 
@@ -19,7 +18,7 @@ def predict(
     index: np.ndarray,
     *,
     batch_size: int,
-    precision: Precision,
+    numerics: Numerics,
 ) -> tuple[Tensor, Tensor]:
     """Class probabilities and embeddings of images, unaugmented, in eval mode.
 
@@ -28,7 +27,7 @@ def predict(
         source: gives uint8 ``[n, C, H, W]`` by position.
         index: int64 ``[m]`` positions.
         batch_size: images per forward pass.
-        precision: of the forward pass; probabilities are float32 either way.
+        numerics: of the forward pass; probabilities are float32 either way.
 
     Returns:
         Float32 CPU tensors ``[m, K]`` (rows sum to 1) and ``[m, D]``.
@@ -37,7 +36,7 @@ def predict(
     network.eval()
     probs, embeddings = [], []
     for start in range(0, len(index), batch_size):
-        with autocast(source.device, precision):
+        with numerics.autocast(source.device):
             output = network(source(index[start : start + batch_size]))
         probs.append(output.logits.softmax(dim=1).cpu())
         embeddings.append(output.embeddings.cpu())
@@ -54,10 +53,10 @@ def count_correct(
     labels: np.ndarray,
     *,
     batch_size: int,
-    precision: Precision,
+    numerics: Numerics,
 ) -> int:
     """How many images at ``index`` get their true class; ``labels`` int64 ``[m]`` of those."""
     if len(index) == 0:
         return 0
-    probs, _ = predict(network, source, index, batch_size=batch_size, precision=precision)
+    probs, _ = predict(network, source, index, batch_size=batch_size, numerics=numerics)
     return int((probs.argmax(dim=1).numpy() == labels).sum())

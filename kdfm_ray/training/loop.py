@@ -10,24 +10,24 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdfm_ray.config import Config, Precision
+from kdfm_ray.config import Config
 from kdfm_ray.data.streams import rng
 from kdfm_ray.method.fixmatch import Loss, StepOutput, fixmatch_step, supervised_step
 from kdfm_ray.method.losses import make_loss
 from kdfm_ray.models.backbone import Network, Output
 from kdfm_ray.models.ema import Ema
-from kdfm_ray.models.precision import autocast
+from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.training.batches import Batch, Batches, ImageSource, TrainingData
 from kdfm_ray.training.evaluate import count_correct
 from kdfm_ray.training.optimizer import cosine_factor, make_optimizer
 from kdfm_ray.training.runtime import Runtime
+from kdfm_ray.types import Role
 
-Role = Literal["baseline", "outer", "inner"]
 EVAL_BATCH = 512  # images per forward pass of a validation
 
 
@@ -55,7 +55,7 @@ def train_network(
     role: Role,
     runtime: Runtime,
     *,
-    precision: Precision,
+    numerics: Numerics,
 ) -> TrainResult:
     """Train ``network`` for ``config.train.steps`` updates and return its moving average.
 
@@ -64,47 +64,84 @@ def train_network(
         ValueError: ``norm_sync = global`` on a CPU.
     """
     train = config.train
-    network.to(runtime.device).to(memory_format=_memory_format(train.memory_format)).train()
-    ema = Ema(network, train.ema_decay, warmup=train.ema_warmup)
-    wrapped = runtime.wrap(network, norm_sync=train.norm_sync)
-    optimizer = make_optimizer(
-        train.optimizer,
-        network,
-        learning_rate=train.learning_rate,
-        momentum=train.momentum,
-        weight_decay=train.weight_decay,
-        layer_decay=train.layer_decay,
-    )
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    batches = Batches(data, config, role, runtime)
-    update = _Update(wrapped, config, role, runtime, precision)
-    meter = _Meter(role, batches, config, runtime)
-    random_layers = _has_dropout(network)
-
+    training = Training(network, data, config, role, runtime, numerics)
+    meter = _Meter(role, training.batches, config, runtime)
     started = time.perf_counter()
     for step in range(train.steps):
-        if random_layers:
-            _reseed(config.seed, step, f"{role}/dropout/{runtime.rank}")
-        factor = cosine_factor(step, train.steps, warmup_steps=train.warmup_steps)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * factor
-        output = update(batches.at(step))
-        optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()
-        optimizer.step()
-        ema.update(network, step)
-
+        sums = training.update(step)
         done = step + 1
-        meter.add(output.sums)
+        meter.add(sums)
         if done % train.log_every == 0 or done == train.steps:
-            meter.write(done, learning_rate=train.learning_rate * factor)
+            meter.write(done, learning_rate=training.learning_rate(step))
         if done % train.eval_every == 0 or done == train.steps:
             with meter.pause():
-                accuracy = validate(ema.network, batches.source, data, runtime, precision)
+                source = training.batches.source
+                accuracy = validate(training.ema.network, source, data, runtime, numerics)
             meter.write_validation(done, accuracy)
-    runtime.average_buffers(ema.network)
+    runtime.average_buffers(training.ema.network)
     seconds = time.perf_counter() - started
-    return TrainResult(ema.network, meter.lines, meter.val_accuracy, seconds)
+    return TrainResult(training.ema.network, meter.lines, meter.val_accuracy, seconds)
+
+
+class Training:
+    """All that an update reads and changes.
+
+    Attributes:
+        network: being trained, not wrapped.
+        ema: its moving average.
+        optimizer: over its weights.
+        batches: of every step.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        data: TrainingData,
+        config: Config,
+        role: Role,
+        runtime: Runtime,
+        numerics: Numerics,
+    ) -> None:
+        """Put the network on its device; raises as ``train_network`` does."""
+        train = config.train
+        self.network = numerics.place(network, runtime.device).train()
+        self.ema = Ema(network, train.ema_decay, warmup=train.ema_warmup)
+        wrapped = numerics.compiled(runtime.wrap(network, norm_sync=train.norm_sync))
+        self.optimizer = make_optimizer(
+            train.optimizer,
+            network,
+            learning_rate=train.learning_rate,
+            momentum=train.momentum,
+            weight_decay=train.weight_decay,
+            layer_decay=train.layer_decay,
+        )
+        self.batches = Batches(data, config, role, runtime)
+        self._loss = _Loss(wrapped, config, role, runtime, numerics)
+        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self._random_layers = _has_dropout(network)
+        self._config = config
+        self._dropout_stream = f"{role}/dropout/{runtime.rank}"
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        """Optimizer update ``step`` (from 0); returns the sums that the step of the method gave."""
+        if self._random_layers:
+            _reseed(self._config.seed, step, self._dropout_stream)
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * self._factor(step)
+        output = self._loss(self.batches.at(step))
+        self.optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()
+        self.optimizer.step()
+        self.ema.update(self.network, step)
+        return output.sums
+
+    def learning_rate(self, step: int) -> float:
+        """Of the last layer, in update ``step``."""
+        return self._config.train.learning_rate * self._factor(step)
+
+    def _factor(self, step: int) -> float:
+        train = self._config.train
+        return cosine_factor(step, train.steps, warmup_steps=train.warmup_steps)
 
 
 def validate(
@@ -112,7 +149,7 @@ def validate(
     source: ImageSource,
     data: TrainingData,
     runtime: Runtime,
-    precision: Precision,
+    numerics: Numerics,
 ) -> float | None:
     """Top-1 fraction on the validation split, each worker doing its share."""
     index = data.split.val_index
@@ -121,13 +158,13 @@ def validate(
     runtime.average_buffers(network)
     mine = index[runtime.rank :: runtime.world_size]
     correct = count_correct(
-        network, source, mine, data.labels[mine], batch_size=EVAL_BATCH, precision=precision
+        network, source, mine, data.labels[mine], batch_size=EVAL_BATCH, numerics=numerics
     )
     total = runtime.sum_over_workers(torch.tensor([correct], device=runtime.device))
     return total.item() / len(index)
 
 
-class _Update:
+class _Loss:
     """Loss of one batch: binds the step of the method to the config's numbers."""
 
     def __init__(
@@ -136,15 +173,15 @@ class _Update:
         config: Config,
         role: Role,
         runtime: Runtime,
-        precision: Precision,
+        numerics: Numerics,
     ) -> None:
         self._wrapped, self._config, self._role = wrapped, config, role
-        self._device, self._precision = runtime.device, precision
+        self._device, self._numerics = runtime.device, numerics
         # A mean over the global batch: DDP divides by the number of workers, so we do not.
         self._denom_x = config.train.batch_size / runtime.world_size
         self._denom_u = self._denom_x * config.fixmatch.mu
         inner = config.inner
-        self._loss: Loss = make_loss(
+        self._unlabeled: Loss = make_loss(
             inner.loss if role == "inner" else "ce",
             alpha=inner.sce_alpha,
             beta=inner.sce_beta,
@@ -168,7 +205,7 @@ class _Update:
             batch.counted_u,
             tau=self._tau,
             lambda_u=self._config.fixmatch.lambda_u,
-            unlabeled_loss=self._loss,
+            unlabeled_loss=self._unlabeled,
             denom_x=self._denom_x,
             denom_u=self._denom_u,
         )
@@ -176,7 +213,7 @@ class _Update:
     def _forward(self, images: Tensor) -> Output:
         # One autocast region per pass: its cache of cast weights must not carry weights that the
         # pass without a graph has cast into the pass that needs their gradient.
-        with autocast(self._device, self._precision):
+        with self._numerics.autocast(self._device):
             return self._wrapped(images)
 
 
@@ -257,10 +294,6 @@ def _check_finite(sums: dict[str, float], step: int, role: str) -> None:
             f"the {role} network's {' and '.join(bad)} became NaN or infinite in the updates "
             f"before step {step}: lower train.learning_rate, or use train.precision fp32"
         )
-
-
-def _memory_format(name: str) -> torch.memory_format:
-    return torch.channels_last if name == "channels_last" else torch.contiguous_format
 
 
 def _has_dropout(network: nn.Module) -> bool:

@@ -23,6 +23,7 @@ TINY = {
     "train.steps": 2,
     "train.batch_size": 4,
     "train.precision": "fp32",
+    "train.memory_format": "channels_last",
     "fixmatch.mu": 1,
     "select.tau_select": 0.0,
     "select.clusterer": "kmeans",

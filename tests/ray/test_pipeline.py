@@ -20,6 +20,7 @@ from kdfm_ray.config import parse_config
 from kdfm_ray.jobs.label import PARTS, label, read_labels
 from kdfm_ray.jobs.prepare import Prepared
 from kdfm_ray.jobs.session import LOOPBACK, open_session
+from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.pipeline import run
 from kdfm_ray.store import Store
 from kdfm_ray.training.runtime import ignore
@@ -45,6 +46,7 @@ def make_config(store, **changes):
         "train.batch_size": 16,
         "train.eval_every": 15,
         "train.precision": "fp32",
+        "train.memory_format": "channels_last",
         "fixmatch.mu": 2,
         "data.image_size": 16,
         "select.tau_select": 0.1,
@@ -157,7 +159,7 @@ def test_labels_from_one_and_from_three_actors_are_equal(cluster, first):
             prepared,
             again.plan.outer,
             f"by-{actors}",
-            precision="fp32",
+            numerics=Numerics(),
             batch_size=128,
             num_actors=actors,
         )

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from kdfm_ray.config import Config, FixMatchConfig, parse_config
 from kdfm_ray.data.split import make_split
 from kdfm_ray.models.backbone import create_network
+from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.training.batches import Batches, TrainingData
 from kdfm_ray.training.loop import train_network
 from kdfm_ray.training.runtime import Runtime
@@ -63,7 +64,7 @@ def train(config, role="outer", runtime=None, data=None):
         config,
         role,
         runtime or Runtime(),
-        precision="fp32",
+        numerics=Numerics(),
     )
 
 

@@ -2,16 +2,17 @@ import pytest
 import torch
 from torch import nn
 
-from kdfm_ray.models.precision import autocast
+from kdfm_ray.config import TrainConfig
+from kdfm_ray.models.numerics import Numerics, allowed_numerics
 
 CPU = torch.device("cpu")
 
 
 def test_fp32_and_bf16():
     layer, x = nn.Linear(8, 4), torch.randn(2, 8)
-    with autocast(CPU, "fp32"):
+    with Numerics("fp32").autocast(CPU):
         assert layer(x).dtype == torch.float32
-    with autocast(CPU, "bf16"):
+    with Numerics("bf16").autocast(CPU):
         assert layer(x).dtype == torch.bfloat16
     assert layer(x).dtype == torch.float32
 
@@ -22,7 +23,7 @@ def test_a_pass_without_a_graph_leaves_the_next_one_its_gradients():
     gradients = []
     for weak_pass_first in (False, True):
         net.zero_grad()
-        with autocast(CPU, "bf16"):
+        with Numerics("bf16").autocast(CPU):
             if weak_pass_first:
                 with torch.no_grad():
                     net(x)
@@ -32,6 +33,17 @@ def test_a_pass_without_a_graph_leaves_the_next_one_its_gradients():
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_unknown():
-    with pytest.raises(ValueError, match=r"unknown precision 'fp16'; choose fp32 or bf16"):
-        autocast(CPU, "fp16")
+@pytest.mark.parametrize(
+    ("train", "allowed"),
+    [
+        ({}, ["bf16 channels_last", "fp32 channels_last", "bf16 contiguous", "fp32 contiguous"]),
+        ({"precision": "fp32"}, ["fp32 channels_last", "fp32 contiguous"]),
+        ({"memory_format": "contiguous"}, ["bf16 contiguous", "fp32 contiguous"]),
+        (
+            {"precision": "bf16", "memory_format": "contiguous", "compile": "on"},
+            ["bf16 contiguous compiled"],
+        ),
+    ],
+)
+def test_what_a_config_leaves_open(train, allowed):
+    assert [str(choice) for choice in allowed_numerics(TrainConfig(**train))] == allowed

@@ -1,0 +1,107 @@
+"""Precision and memory layout of a run: pinned by its config, or measured once and remembered."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from kdfm_ray.config import Config, content_hash
+from kdfm_ray.jobs.prepare import Prepared, make_network
+from kdfm_ray.jobs.session import Session, cpu_name
+from kdfm_ray.models.numerics import Numerics
+from kdfm_ray.store import Store
+from kdfm_ray.training.measure import Shape, candidates, describe, measure
+
+STAGE = "numerics"  # where measurements lie in the store
+VERSION = 1
+
+
+def measured_numerics(
+    session: Session, store: Store, config: Config, prepared: Prepared
+) -> tuple[Numerics, dict[str, Any]]:
+    """The fastest numerics that the config allows, on a worker of this session.
+
+    A measurement is kept per (machine, network, shape of an update), so that runs on one machine
+    agree although timings are noisy.
+
+    Returns:
+        The choice, and how it came about: ``seconds`` of an update per candidate, ``reused``.
+    """
+    record = session.call(
+        _find_or_measure,
+        store.root,
+        config,
+        prepared.facts,
+        session.use_gpu,
+        session.cpus_per_worker,
+        gpu=True,
+    )
+    return Numerics(**record["choice"]), record
+
+
+def _find_or_measure(
+    store_root: str, config: Config, facts: dict[str, Any], use_gpu: bool, threads: int
+) -> dict[str, Any]:
+    store = Store(store_root)
+    device = torch.device("cuda" if use_gpu else "cpu")
+    choices = candidates(config.train, device)
+    workers = max(1, config.scale.num_workers)
+    height, width, channels = facts["image_shape"]
+    batch_x = -(-config.train.batch_size // workers)
+    shape = Shape(
+        batch_x=batch_x,
+        batch_u=batch_x * config.fixmatch.mu,
+        image=(channels, height, width),
+        updates=2 * config.train.steps,
+    )
+    where = machine(device, threads)
+    key = content_hash(
+        {
+            "version": VERSION,
+            "machine": where,
+            "model": config.model.model_dump(mode="json", exclude={"pretrained"}),
+            "shape": [shape.batch_x, shape.batch_u, *shape.image],
+            "candidates": [asdict(choice) for choice in choices],
+        }
+    )
+    artifact = store.find(STAGE, key)
+    if artifact is not None:
+        return artifact.record() | {"reused": True}
+
+    def network() -> Any:
+        return make_network(config, facts, seed=config.seed, pretrained="no")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        seconds = measure(network, choices, shape, device)
+    finally:
+        torch.set_num_threads(before)
+    with store.writing(STAGE, key) as draft:
+        draft.write_record(
+            {
+                "choice": asdict(next(iter(seconds))),
+                "measured": describe(seconds),
+                "machine": where,
+            }
+        )
+    artifact = store.find(STAGE, key)  # of whoever was first, so that all agree
+    assert artifact is not None
+    return artifact.record() | {"reused": False}
+
+
+def machine(device: torch.device, threads: int) -> dict[str, Any]:
+    """What the speed of an update depends on here."""
+    where = {
+        "torch": torch.__version__,
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "gpu": None,
+    }
+    if device.type == "cuda":
+        where["gpu"] = torch.cuda.get_device_name(device)
+    return where

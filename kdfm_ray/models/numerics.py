@@ -1,0 +1,80 @@
+"""How a network computes: precision, memory layout, and whether torch.compile makes its kernels.
+
+The same on all workers of a run. Results differ by rounding between the choices, so the choice is
+part of a network's key.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from kdfm_ray.config import MemoryFormat, Precision, TrainConfig
+
+if TYPE_CHECKING:  # the driver handles choices and computes nothing: it needs no torch
+    import torch
+    from torch import nn
+
+N = TypeVar("N", bound="nn.Module")
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """One choice of how to compute.
+
+    Attributes:
+        precision: ``fp32``, or ``bf16`` where torch's autocast holds bfloat16 safe. Weights,
+            gradients and optimizer state stay float32 either way.
+        memory_format: layout of weights and images, ``channels_last`` or ``contiguous``.
+        compile: whether passes run through ``torch.compile``.
+    """
+
+    precision: Precision = "fp32"
+    memory_format: MemoryFormat = "channels_last"
+    compile: bool = False
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
+        """A context for forward passes; the backward pass belongs outside."""
+        if self.precision == "fp32":
+            return nullcontext()
+        import torch
+
+        return torch.autocast(device.type, torch.bfloat16)
+
+    def place(self, network: N, device: torch.device) -> N:
+        """The network on its device and in its layout (in place)."""
+        import torch
+
+        formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+        return network.to(device).to(memory_format=formats[self.memory_format])
+
+    def compiled(self, module: nn.Module) -> nn.Module:
+        """The module to call in training: itself, or its compiled form with the same weights."""
+        if not self.compile:
+            return module
+        import torch
+
+        return cast("nn.Module", torch.compile(module))
+
+    def __str__(self) -> str:
+        return f"{self.precision} {self.memory_format}" + (" compiled" if self.compile else "")
+
+
+def allowed_numerics(train: TrainConfig) -> list[Numerics]:
+    """All that the config leaves open, likely winners first; float16 is never among them.
+
+    ``compile = auto`` is off: where it was measured, compiled passes were not faster, and they
+    take a minute to make.
+    """
+    precisions: list[Precision] = ["bf16", "fp32"]
+    if train.precision != "auto":
+        precisions = [train.precision]
+    formats: list[MemoryFormat] = ["channels_last", "contiguous"]
+    if train.memory_format != "auto":
+        formats = [train.memory_format]
+    return [
+        Numerics(precision, memory_format, train.compile == "on")
+        for memory_format, precision in product(formats, precisions)
+    ]
