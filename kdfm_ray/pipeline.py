@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdfm_ray import keys
 from kdfm_ray.config import Config, absolute_paths
+from kdfm_ray.jobs.crew import Crew, TrainTask
 from kdfm_ray.jobs.session import Session, open_session
 from kdfm_ray.models.numerics import Numerics, allowed_numerics
 from kdfm_ray.store import Artifact, Store, default_root
@@ -76,8 +77,11 @@ def run(config: Config, emit: Emit, *, verbose: bool = False) -> Finished:
     """
     started = time.perf_counter()
     store = Store(config.store or default_root())
-    with open_session(config.scale, emit, verbose=verbose) as session:
-        stages = _Stages(config, store, session, emit)
+    with (
+        open_session(config.scale, emit, verbose=verbose) as session,
+        Crew(session, store, absolute_paths(config)) as crew,
+    ):
+        stages = _Stages(config, store, session, crew, emit)
         stages.data()
         stages.train_outer()
         stages.label()
@@ -120,9 +124,11 @@ def make_plan(config: Config, dataset: str, split: str, numerics: Numerics) -> P
 class _Stages:
     """The stages of one run; each method does what is missing and nothing else."""
 
-    def __init__(self, config: Config, store: Store, session: Session, emit: Emit) -> None:
+    def __init__(
+        self, config: Config, store: Store, session: Session, crew: Crew, emit: Emit
+    ) -> None:
         self.config = absolute_paths(config)
-        self.store, self.session, self.emit = store, session, emit
+        self.store, self.session, self.crew, self.emit = store, session, crew, emit
         self.reused: list[str] = []
         self.how_numerics: dict[str, Any] = {}
         self.plan: Plan
@@ -242,8 +248,6 @@ class _Stages:
 
     def _train(self, networks: dict[Role, str | None]) -> None:
         """Train those networks (role -> key) that are wanted and not there yet, in one job."""
-        from kdfm_ray.jobs.train import TrainTask, train
-
         tasks = []
         for role, key in networks.items():
             if key is None:
@@ -266,7 +270,7 @@ class _Stages:
             )
         if tasks:
             self.emit({"stage": tasks[0].role, "state": "start"})
-            train(self.session, self.store, self.config, tasks)
+            self.crew.train(tasks)
             for task in tasks:
                 self._note_done(task.role)
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import torch
 
 from kdfm_ray.jobs.prepare import Prepared, load_images
 from kdfm_ray.jobs.session import Session
-from kdfm_ray.models.backbone import load_network
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.store import Store
-from kdfm_ray.training.batches import ImageSource
-from kdfm_ray.training.evaluate import count_correct
 from kdfm_ray.types import Emit
 
 
@@ -52,6 +48,12 @@ def _evaluate(
     use_gpu: bool,
     emit: Emit,
 ) -> None:
+    import torch
+
+    from kdfm_ray.models.backbone import load_network
+    from kdfm_ray.training.batches import ImageSource
+    from kdfm_ray.training.evaluate import count_correct
+
     store, started = Store(store_root), time.perf_counter()
     dataset = store.find("dataset", dataset_key)
     assert dataset is not None

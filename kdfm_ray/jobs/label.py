@@ -19,16 +19,12 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from kdfm_ray.data.split import Split
 from kdfm_ray.jobs.prepare import Prepared, load_images
 from kdfm_ray.jobs.session import Session, quiet_libraries
-from kdfm_ray.models.backbone import load_network
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.store import Draft, Store
-from kdfm_ray.training.batches import ImageSource
-from kdfm_ray.training.evaluate import predict
 from kdfm_ray.types import Emit
 
 PARTS = "parts"  # folder of the Parquet files in the artifact
@@ -109,6 +105,11 @@ class Labeler:
 
     def __init__(self, task: LabelTask, emit: Emit) -> None:
         """Read the network and map the images."""
+        import torch
+
+        from kdfm_ray.models.backbone import load_network
+        from kdfm_ray.training.batches import ImageSource
+
         torch.set_num_threads(task.threads)
         store = Store(task.store)
         outer = store.find("outer", task.outer)
@@ -140,6 +141,8 @@ class Labeler:
 
     def rows(self, index: np.ndarray) -> pa.Table:
         """The rows of images at ``index`` (int64 ``[n]``)."""
+        from kdfm_ray.training.evaluate import predict
+
         probs, embeddings = predict(
             self._network,
             self._source,
@@ -169,7 +172,8 @@ def _label_by_job(
     context.max_errored_blocks = 0  # a lost block would be lost labels
     # Actors write their files themselves: nothing but shard bounds passes through Ray, and no
     # other task competes with actors that hold all CPUs.
-    resources = {"num_gpus": 1} if session.use_gpu else {"num_cpus": session.cpus_per_worker}
+    cpus = session.cpus_to_ask(session.cpus_per_worker)
+    resources = {"num_gpus": 1} if session.use_gpu else {"num_cpus": cpus}
     done = (
         ray.data.from_items(shards, override_num_blocks=len(shards))
         .map_batches(

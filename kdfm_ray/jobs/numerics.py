@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from kdfm_ray.config import Config, content_hash
 from kdfm_ray.jobs.prepare import Prepared, make_network
 from kdfm_ray.jobs.session import Session, cpu_name
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.store import Store
-from kdfm_ray.training.measure import Shape, candidates, describe, measure
+
+if TYPE_CHECKING:
+    import torch
 
 STAGE = "numerics"  # where measurements lie in the store
 VERSION = 1
@@ -45,6 +45,10 @@ def measured_numerics(
 def _find_or_measure(
     store_root: str, config: Config, facts: dict[str, Any], use_gpu: bool, threads: int
 ) -> dict[str, Any]:
+    import torch
+
+    from kdfm_ray.training.measure import Shape, candidates, describe, measure
+
     store = Store(store_root)
     device = torch.device("cuda" if use_gpu else "cpu")
     choices = candidates(config.train, device)
@@ -95,6 +99,8 @@ def _find_or_measure(
 
 def machine(device: torch.device, threads: int) -> dict[str, Any]:
     """What the speed of an update depends on here."""
+    import torch
+
     where = {
         "torch": torch.__version__,
         "cpu": cpu_name(),

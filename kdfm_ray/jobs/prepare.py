@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,10 +14,12 @@ from kdfm_ray.config import Config
 from kdfm_ray.data import catalog, folder
 from kdfm_ray.data.split import Split, make_split
 from kdfm_ray.jobs.session import Session
-from kdfm_ray.models.backbone import Network, create_network
 from kdfm_ray.store import Artifact, Draft, Store
-from kdfm_ray.training.batches import TrainingData
 from kdfm_ray.types import UNKNOWN, Dataset, Emit, ImageSet, UserError
+
+if TYPE_CHECKING:  # the driver prepares nothing itself, and starts sooner without torch
+    from kdfm_ray.models.backbone import Network
+    from kdfm_ray.training.batches import TrainingData
 
 FOLDER_IMAGE_SIZE = 64  # pixels a side where the images are the user's and nothing else is said
 
@@ -60,6 +62,8 @@ def load_training_data(
     store: Store, config: Config, dataset_key: str, split_key: str, trusted_key: str | None
 ) -> TrainingData:
     """What a training worker reads: mapped images, the split, and trusted labels if any."""
+    from kdfm_ray.training.batches import TrainingData
+
     dataset, split_artifact = store.find("dataset", dataset_key), store.find("split", split_key)
     assert dataset is not None
     assert split_artifact is not None
@@ -80,6 +84,8 @@ def load_training_data(
 
 def make_network(config: Config, facts: dict[str, Any], *, seed: int, pretrained: str) -> Network:
     """The run's network for the images that ``facts`` (the data set's record) describes."""
+    from kdfm_ray.models.backbone import create_network
+
     try:
         return create_network(
             config.model.name,

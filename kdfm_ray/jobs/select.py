@@ -12,7 +12,6 @@ from kdfm_ray.jobs.label import read_labels
 from kdfm_ray.jobs.prepare import Prepared
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.store import Store
-from kdfm_ray.trust.select import select_trusted
 from kdfm_ray.types import Emit, UserError
 
 
@@ -48,6 +47,8 @@ def _select(
     use_gpu: bool,
     emit: Emit,
 ) -> None:
+    from kdfm_ray.trust.select import select_trusted
+
     store, started = Store(store_root), time.perf_counter()
     dataset, split_artifact = store.find("dataset", dataset_key), store.find("split", split_key)
     labels = store.find("labels", labels_key)

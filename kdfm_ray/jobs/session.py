@@ -46,6 +46,9 @@ class Session:
         scale: how the run is divided.
         verbose: let Ray's own logs through.
         drain: has all events arrive that were sent so far.
+        keeps_workers: training workers stay between the stages of a run, as nobody else waits for
+            what they hold: a local Ray of our own, on CPUs. Other stages then ask for no CPUs;
+            they have those of the workers, which wait.
     """
 
     in_process: bool
@@ -56,6 +59,7 @@ class Session:
     scale: ScaleConfig
     verbose: bool = False
     drain: Callable[[], None] = _nothing
+    keeps_workers: bool = False
 
     @property
     def use_gpu(self) -> bool:
@@ -69,6 +73,10 @@ class Session:
             return self.scale.cpus_per_worker
         return max(1, min(self.node_cpus, self.cpus // max(1, self.scale.num_workers)))
 
+    def cpus_to_ask(self, cpus: int) -> int:
+        """What a task or actor beside the training workers asks for to have ``cpus`` CPUs."""
+        return 0 if self.keeps_workers else cpus
+
     def call(self, function: Callable[..., T], *args: Any, gpu: bool = False) -> T:
         """Run a function as one Ray task (here, where the session has no Ray).
 
@@ -77,6 +85,9 @@ class Session:
             args: picklable.
             gpu: whether it computes; it then asks for a GPU where the cluster has one, else for
                 all CPUs of a worker.
+
+        The function's module is imported here too: it should import what it computes with when
+        it is called, as the driver of a cluster computes nothing.
         """
         if self.in_process:
             return function(*args)
@@ -84,7 +95,7 @@ class Session:
         from ray.exceptions import RayTaskError
 
         gpus = 1 if gpu and self.use_gpu else 0
-        cpus = self.cpus_per_worker if gpu and not gpus else 1
+        cpus = self.cpus_to_ask(self.cpus_per_worker if gpu and not gpus else 1)
         task = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)
         try:
             return ray.get(task.remote(*args))
@@ -117,7 +128,17 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
             cpus = int(resources.get("CPU", 1))
             nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
             largest = int(max(nodes, default=1))
-            session = Session(False, cpus, gpus, largest, remote_emit, scale, verbose, drain)
+            session = Session(
+                in_process=False,
+                cpus=cpus,
+                gpus=gpus,
+                node_cpus=largest,
+                emit=remote_emit,
+                scale=scale,
+                verbose=verbose,
+                drain=drain,
+                keeps_workers=ours and not joining and gpus == 0,
+            )
             _check_fits(session)
             yield session
     finally:
@@ -143,6 +164,8 @@ def prepare_environment(*, local: bool, verbose: bool = False) -> None:
             )
         settings[LOOPBACK] = "0"
         settings["GLOO_SOCKET_IFNAME"] = "lo"
+        # A process that has imported torch serves the next stage too: do not end it when idle.
+        settings["RAY_idle_worker_killing_time_threshold_ms"] = "600000"
     for name, value in settings.items():
         os.environ.setdefault(name, value)
 

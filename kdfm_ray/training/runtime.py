@@ -1,6 +1,6 @@
 """The seam between the loop and whatever runs it: a handful of facts and three collective acts.
 
-``jobs/train.py`` fills it in from Ray Train; a test or a notebook makes one by hand. Collectives
+``jobs/crew.py`` fills it in from Ray Train; a test or a notebook makes one by hand. Collectives
 go through ``torch.distributed``, which whoever starts several workers has set up.
 """
 
