@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the driver handles choices and computes nothing: it needs n
     import torch
     from torch import nn
 
-N = TypeVar("N", bound="nn.Module")
+N = TypeVar("N")  # a network; bound to no class of torch, see above
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ class Numerics:
         import torch
 
         formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-        return network.to(device).to(memory_format=formats[self.memory_format])
+        module = cast("nn.Module", network)
+        module.to(device).to(memory_format=formats[self.memory_format])
+        return network
 
     def compiled(self, module: nn.Module) -> nn.Module:
         """The module to call in training: itself, or its compiled form with the same weights."""
