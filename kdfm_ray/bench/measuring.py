@@ -11,7 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdfm_ray.bench.pictures import NUM_CLASSES
+from kdfm_ray.config import TrainConfig
 from kdfm_ray.jobs.session import cpu_name
+from kdfm_ray.models.backbone import Network, create_network
+from kdfm_ray.models.numerics import Numerics
+from kdfm_ray.training.measure import Shape, candidates, measure
 from kdfm_ray.types import UserError
 
 
@@ -21,6 +26,52 @@ def positive(flags: object, *names: str) -> None:
         value = getattr(flags, name)
         if value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value} must be 1 or more")
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto``, ``cpu`` or ``gpu`` as a device; ``UserError`` for a GPU that is not there."""
+    if name == "gpu" and not torch.cuda.is_available():
+        raise UserError("--device gpu, but torch sees no GPU here: use auto or cpu")
+    use = name == "gpu" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use else "cpu")
+
+
+def make_network(model: str, size: int, *, norm: str = "batch") -> Network:
+    """The same network each time, for color images."""
+    try:
+        return create_network(
+            model,
+            num_classes=NUM_CLASSES,
+            image_channels=3,
+            image_size=size,
+            norm=norm,
+            seed=0,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def pick_numerics(
+    model: str,
+    size: int,
+    precision: str,
+    memory_format: str,
+    device: torch.device,
+    *,
+    compile: str = "off",
+    norm: str = "batch",
+    batch_x: int = 16,
+    mu: int = 7,
+) -> Numerics:
+    """What the flags pin, and for the rest what is fastest in an update, as a run would choose."""
+    train = TrainConfig.model_validate(
+        {"precision": precision, "memory_format": memory_format, "compile": compile}
+    )
+    choices = candidates(train, device)
+    if len(choices) == 1:
+        return choices[0]
+    shape = Shape(batch_x, batch_x * mu, (3, size, size), updates=0)
+    return next(iter(measure(lambda: make_network(model, size, norm=norm), choices, shape, device)))
 
 
 def where(device: torch.device) -> dict[str, Any]:

@@ -11,23 +11,23 @@ from sklearn.datasets import load_sample_images
 
 from kdfm_ray.data.split import Split
 from kdfm_ray.training.batches import TrainingData
-from kdfm_ray.types import UNKNOWN, ImageSet
+from kdfm_ray.types import UNKNOWN, ImageSet, UserError
 
 NUM_CLASSES = 10
 
 
-def photo_crops(count: int, size: int, *, seed: int = 0) -> ImageSet:
+def crops(count: int, size: int, *, seed: int = 0) -> ImageSet:
     """Random crops of a temple and a flower: uint8 ``[count, size, size, 3]``.
 
     A crop's class is its photo and the fifth of the photo's width in which it starts.
 
     Raises:
-        ValueError: the photos (427 x 640 pixels) have no crops of that size.
+        UserError: the photos (427 x 640 pixels) have no crops of that size.
     """
     photos = load_sample_images().images
     height, width = photos[0].shape[:2]
     if not 8 <= size < min(height, width):
-        raise ValueError(f"size = {size} must be 8 to {min(height, width) - 1} pixels")
+        raise UserError(f"--size {size} must be 8 to {min(height, width) - 1} pixels")
     rng = np.random.default_rng(seed)
     which = rng.integers(0, len(photos), count)
     top = rng.integers(0, height - size, count)

@@ -17,15 +17,20 @@ import torch.multiprocessing as mp
 import tyro
 from torch import Tensor
 
-from kdfm_ray.bench.measuring import peak_memory_mb, positive, where
-from kdfm_ray.bench.pictures import NUM_CLASSES, photo_crops, training_data
+from kdfm_ray.bench.measuring import (
+    make_network,
+    peak_memory_mb,
+    pick_device,
+    pick_numerics,
+    positive,
+    where,
+)
+from kdfm_ray.bench.pictures import crops, training_data
 from kdfm_ray.config import Config, parse_config
 from kdfm_ray.data.streams import rng
-from kdfm_ray.models.backbone import Network, create_network
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.training.batches import Batch
 from kdfm_ray.training.loop import Training
-from kdfm_ray.training.measure import Shape, candidates, measure
 from kdfm_ray.training.runtime import Runtime, keep_freed_memory
 from kdfm_ray.types import UserError
 
@@ -71,13 +76,23 @@ class StepBench:
         positive(self, "global_batch", "mu", "steps", "workers")
         if not 0 <= self.mask_rate <= 1:
             raise UserError(f"--mask-rate {self.mask_rate} must be between 0 and 1")
-        device = _device(self.device)
+        device = pick_device(self.device)
         if self.workers > 1 and device.type == "cuda":
             raise UserError("--workers above 1 is for CPUs here; train with Ray to use more GPUs")
         config = self._config()
         threads = self.threads or max(1, (os.cpu_count() or 1) // self.workers)
         torch.set_num_threads(threads)
-        numerics = self._numerics(config, device)
+        numerics = pick_numerics(
+            self.model,
+            self.size,
+            self.precision,
+            self.memory_format,
+            device,
+            compile=self.compile,
+            norm=self.norm,
+            batch_x=-(-self.global_batch // self.workers),
+            mu=self.mu,
+        )
         job = _Job(self, config, numerics, threads)
         timed = job.alone(device) if self.workers == 1 else job.side_by_side()
         seconds = float(np.median(timed.seconds))
@@ -124,28 +139,6 @@ class StepBench:
                 "scale": {"num_workers": self.workers},
             }
         )
-
-    def _numerics(self, config: Config, device: torch.device) -> Numerics:
-        choices = candidates(config.train, device)
-        if len(choices) == 1:
-            return choices[0]
-        batch_x = -(-self.global_batch // self.workers)
-        shape = Shape(batch_x, batch_x * self.mu, (3, self.size, self.size), updates=self.steps)
-        return next(iter(measure(self.network, choices, shape, device)))
-
-    def network(self) -> Network:
-        """The same network each time."""
-        try:
-            return create_network(
-                self.model,
-                num_classes=NUM_CLASSES,
-                image_channels=3,
-                image_size=self.size,
-                norm=self.norm,
-                seed=0,
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from error
 
 
 @dataclass
@@ -194,13 +187,10 @@ class _Job:
         if runtime.device.type == "cpu":
             keep_freed_memory()
         bench = self.bench
-        try:
-            pictures = photo_crops(NUM_IMAGES, bench.size)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        pictures = crops(NUM_IMAGES, bench.size)
         inner = self.config.inner.model_copy(update={"tau_inner": NEVER_SURE})
         training = Training(
-            bench.network(),
+            make_network(bench.model, bench.size, norm=bench.norm),
             training_data(pictures, NUM_LABELED),
             self.config.model_copy(update={"inner": inner}),
             "inner",
@@ -284,10 +274,3 @@ def _worker(rank: int, job: _Job, folder: str) -> None:
         torch.save(timed, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
-
-
-def _device(name: str) -> torch.device:
-    if name == "gpu" and not torch.cuda.is_available():
-        raise UserError("--device gpu, but torch sees no GPU here: use auto or cpu")
-    use = name == "gpu" or (name == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use else "cpu")

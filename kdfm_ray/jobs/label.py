@@ -74,7 +74,7 @@ def label(
     started = time.perf_counter()
     count = prepared.facts["num_unlabeled"]
     actors = num_actors or max(1, session.scale.num_workers)
-    shards = _shards(count, batch_size, actors)
+    bounds = shards(count, batch_size, actors)
     with store.writing("labels", key) as draft:
         if not store.remote:
             (draft.path / PARTS).mkdir()
@@ -91,10 +91,10 @@ def label(
         )
         if session.in_process:
             labeler = Labeler(task, session.emit)
-            for shard in shards:
+            for shard in bounds:
                 labeler({name: np.array([bound]) for name, bound in shard.items()})
         else:
-            _label_by_job(task, shards, session, actors)
+            _label_by_job(task, bounds, session, actors)
         _check_complete(draft, count)
         seconds = time.perf_counter() - started
         draft.write_record({"count": count, "seconds": seconds, "numerics": asdict(numerics)})
@@ -188,7 +188,7 @@ def _label_by_job(
     assert len(done) == len(shards), (len(done), len(shards))
 
 
-def _shards(count: int, batch_size: int, actors: int) -> list[dict[str, int]]:
+def shards(count: int, batch_size: int, actors: int) -> list[dict[str, int]]:
     """Bounds of shards: several for each actor, and all of whole batches but the last.
 
     So an image has the same companions in its forward pass however many actors there are.
