@@ -101,8 +101,8 @@ def _bench(arguments: list[str]) -> None:
     from kdfm_ray.bench import BENCHMARKS, load
 
     if not arguments or arguments[0] not in BENCHMARKS:
-        given = arguments[0] if arguments else "nothing"
-        raise UserError(f"kdfm bench takes one of {', '.join(BENCHMARKS)}; got {given!r}")
+        given = repr(arguments[0]) if arguments else "nothing"
+        raise UserError(f"kdfm bench takes one of {', '.join(BENCHMARKS)}; got {given}")
     import tyro
 
     name, rest = arguments[0], arguments[1:]

@@ -57,8 +57,8 @@ class LabelBench:
         torch.set_num_threads(threads)
         if device.type == "cpu":
             keep_freed_memory()
-        numerics = pick_numerics(self.model, self.size, self.precision, self.memory_format, device)
         pictures = crops(self.count, self.size)
+        numerics = pick_numerics(self.model, self.size, self.precision, self.memory_format, device)
         network = make_network(self.model, self.size).eval()
         with tempfile.TemporaryDirectory() as folder:
             labeler = self._labeler(network, pictures, folder, numerics, device, threads)

@@ -14,6 +14,7 @@ from kdfm_ray.training.batches import TrainingData
 from kdfm_ray.types import UNKNOWN, ImageSet, UserError
 
 NUM_CLASSES = 10
+LARGEST = 426  # pixels a side: the photos are 427 x 640
 
 
 def crops(count: int, size: int, *, seed: int = 0) -> ImageSet:
@@ -24,10 +25,9 @@ def crops(count: int, size: int, *, seed: int = 0) -> ImageSet:
     Raises:
         UserError: the photos (427 x 640 pixels) have no crops of that size.
     """
+    check_size(size)
     photos = load_sample_images().images
     height, width = photos[0].shape[:2]
-    if not 8 <= size < min(height, width):
-        raise UserError(f"--size {size} must be 8 to {min(height, width) - 1} pixels")
     rng = np.random.default_rng(seed)
     which = rng.integers(0, len(photos), count)
     top = rng.integers(0, height - size, count)
@@ -37,6 +37,12 @@ def crops(count: int, size: int, *, seed: int = 0) -> ImageSet:
     )
     labels = which * 5 + left * 5 // (width - size)
     return ImageSet(images, labels.astype(np.int64))
+
+
+def check_size(size: int) -> None:
+    """Raise ``UserError`` unless the photos have crops of that size."""
+    if not 8 <= size <= LARGEST:
+        raise UserError(f"--size {size} must be 8 to {LARGEST} pixels")
 
 
 def training_data(pictures: ImageSet, num_labeled: int) -> TrainingData:

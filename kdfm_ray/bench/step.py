@@ -25,7 +25,7 @@ from kdfm_ray.bench.measuring import (
     positive,
     where,
 )
-from kdfm_ray.bench.pictures import crops, training_data
+from kdfm_ray.bench.pictures import check_size, crops, training_data
 from kdfm_ray.config import Config, parse_config
 from kdfm_ray.data.streams import rng
 from kdfm_ray.models.numerics import Numerics
@@ -76,6 +76,7 @@ class StepBench:
         positive(self, "global_batch", "mu", "steps", "workers")
         if not 0 <= self.mask_rate <= 1:
             raise UserError(f"--mask-rate {self.mask_rate} must be between 0 and 1")
+        check_size(self.size)
         device = pick_device(self.device)
         if self.workers > 1 and device.type == "cuda":
             raise UserError("--workers above 1 is for CPUs here; train with Ray to use more GPUs")

@@ -139,8 +139,8 @@ def _trial(
             tau=1.0,
             lambda_u=1.0,
             unlabeled_loss=cross_entropy,
-            denom_x=shape.batch_x,
-            denom_u=shape.batch_u,
+            denom_x=float(shape.batch_x),
+            denom_u=float(shape.batch_u),
         ).loss
         network.zero_grad(set_to_none=True)
         loss.backward()

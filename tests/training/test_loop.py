@@ -31,6 +31,11 @@ def make_config(**train) -> Config:
     return parse_config(values)
 
 
+def change(config, *, strong_views="all", tau=0.3):
+    fixmatch = {"strong_views": strong_views, "tau": tau}
+    return config.model_copy(update={"fixmatch": config.fixmatch.model_copy(update=fixmatch)})
+
+
 def make_data(trusted=False) -> TrainingData:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(NUM_CLASSES), 30)
@@ -157,6 +162,17 @@ def test_labeled_images_count_in_no_figure():
     assert torch.equal(truth >= 0, counted)
 
 
+def test_masked_strong_views_train_the_same_network_without_batch_norm():
+    whole, masked = (
+        train(change(make_config(), strong_views=which), "inner") for which in ("all", "masked")
+    )
+    torch.testing.assert_close(weights(masked), weights(whole), atol=2e-5, rtol=1e-4)
+    for line, expected in zip(masked.metrics, whole.metrics, strict=True):
+        for name in ("loss_u", "mask_rate", "val_accuracy"):
+            assert line.get(name) == pytest.approx(expected.get(name), abs=1e-4), name
+    assert 0 < whole.metrics[0]["mask_rate"] < 1
+
+
 # Written by the loop on the first day it was right (torch 2.14.1, float32, 1 thread); a change
 # that claims to change no maths leaves them as they are. The tolerance is for other CPUs, which
 # sum in another order: with 2 threads the outer network's differ by up to 1.3e-3.
@@ -174,12 +190,13 @@ def test_golden_losses_of_20_steps(role):
     assert losses == pytest.approx([float(x) for x in GOLDEN[role].split()], rel=1e-2)
 
 
-def _ddp_worker(rank, world, port, role, folder):
+def _ddp_worker(rank, world, port, role, folder, changes):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
     )
-    result = train(make_config(steps=3), role, Runtime(rank=rank, world_size=world))
+    runtime = Runtime(rank=rank, world_size=world)
+    result = train(change(make_config(steps=3), **changes), role, runtime)
     torch.save((weights(result), result.metrics, result.val_accuracy), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -191,12 +208,20 @@ def free_port():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 3])
-def test_ddp_workers_equal_one_process(world, tmp_path):
+@pytest.mark.parametrize(
+    ("world", "changes"),
+    [
+        (2, {}),
+        (3, {}),
+        (3, {"strong_views": "masked"}),  # workers pass different numbers of strong views
+        (2, {"strong_views": "masked", "tau": 1.0}),  # and some none at all
+    ],
+)
+def test_ddp_workers_equal_one_process(world, changes, tmp_path):
     """On a network without batch norm."""
-    role = "inner"
-    mp.spawn(_ddp_worker, (world, free_port(), role, str(tmp_path)), nprocs=world)
-    single = train(make_config(steps=3), role)
+    role = "outer" if "tau" in changes else "inner"
+    mp.spawn(_ddp_worker, (world, free_port(), role, str(tmp_path), changes), nprocs=world)
+    single = train(change(make_config(steps=3), **changes), role)
     for rank in range(world):
         mine, metrics, accuracy = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(mine, weights(single), atol=2e-5, rtol=1e-4)

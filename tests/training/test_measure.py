@@ -1,0 +1,92 @@
+"""The choice of numerics: the fastest, within the budget, and nothing that the device lacks."""
+
+import pytest
+import torch
+
+from kdfm_ray.config import TrainConfig
+from kdfm_ray.models.backbone import create_network
+from kdfm_ray.models.numerics import Numerics, allowed_numerics
+from kdfm_ray.training import measure as module
+from kdfm_ray.training.measure import Shape, candidates, measure
+
+CPU = torch.device("cpu")
+SHAPE = Shape(batch_x=2, batch_u=4, image=(1, 16, 16), updates=100)
+ALL = allowed_numerics(TrainConfig())
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """A clock that stands still but for updates, whose seconds the test says."""
+    now = [0.0]
+    calls = []
+
+    def install(seconds, start=0.0):
+        def trial(network, numerics, shape, device):
+            first = [True]
+
+            def update():
+                took = seconds[str(numerics)] + (start if first[0] else 0.0)
+                first[0] = False
+                now[0] += took
+                calls.append(str(numerics))
+                return took
+
+            return update
+
+        monkeypatch.setattr(module, "_trial", trial)
+        monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+        return calls
+
+    install.now = now
+    return install
+
+
+SECONDS = {
+    "bf16 channels_last": 0.3,
+    "fp32 channels_last": 0.2,
+    "bf16 contiguous": 0.9,
+    "fp32 contiguous": 0.25,
+}
+
+
+def test_the_fastest_comes_first_and_the_hopeless_are_timed_once(scripted):
+    calls = scripted(SECONDS)
+    found = measure(lambda: None, ALL, SHAPE, CPU, budget=1000)
+    assert [str(choice) for choice in found] == sorted(SECONDS, key=SECONDS.get)
+    assert list(found.values()) == pytest.approx(sorted(SECONDS.values()))
+    assert calls.count("bf16 contiguous") == 2  # one untimed, one timed
+    assert calls.count("fp32 channels_last") == 1 + module.ROUNDS
+
+
+@pytest.mark.parametrize(("budget", "tried"), [(0.1, 1), (2.5, 2), (1000, 4)])
+def test_the_budget_holds_but_for_the_first(scripted, budget, tried):
+    scripted(SECONDS, start=0.5)
+    found = measure(lambda: None, ALL, Shape(2, 4, (1, 16, 16), 0), CPU, budget=budget)
+    assert len(found) == tried
+    assert scripted.now[0] <= max(budget, 0.5 + 2 * 0.3)
+
+
+def test_a_long_run_may_measure_for_longer(scripted):
+    scripted(SECONDS, start=0.5)
+    long = Shape(2, 4, (1, 16, 16), updates=100_000)
+    assert len(measure(lambda: None, ALL, long, CPU, budget=0.1)) == 4
+
+
+def test_bfloat16_is_tried_only_where_there_is_arithmetic_for_it(monkeypatch):
+    monkeypatch.setattr(module.torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert {choice.precision for choice in candidates(TrainConfig(), CPU)} == {"fp32"}
+    pinned = candidates(TrainConfig(precision="bf16"), CPU)  # slow, but the user's own wish
+    assert {choice.precision for choice in pinned} == {"bf16"}
+    monkeypatch.setattr(module.torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert candidates(TrainConfig(), CPU) == ALL
+
+
+def test_on_a_real_network():
+    def network():
+        return create_network("wrn_10_2", num_classes=3, image_channels=1, image_size=16, seed=0)
+
+    choices = [Numerics("fp32", "channels_last"), Numerics("fp32", "contiguous")]
+    found = measure(network, choices, SHAPE, CPU)
+    assert set(found) == set(choices)
+    assert all(0 < seconds < 10 for seconds in found.values())
+    assert list(found.values()) == sorted(found.values())
