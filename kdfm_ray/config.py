@@ -27,6 +27,7 @@ from kdfm_ray.types import UserError
 
 Precision = Literal["fp32", "bf16"]
 MemoryFormat = Literal["channels_last", "contiguous"]
+Keep = Literal["auto", "gpu", "host"]
 
 
 class Section(BaseModel):
@@ -63,6 +64,9 @@ class DataConfig(Section):
     )
     image_size: int | None = Field(
         None, ge=8, le=1024, description="pixels a side; none: the data set's own, 64 for folders"
+    )
+    device: Keep = Field(
+        "auto", description="where GPUs read images; auto: from their own memory where they fit"
     )
     flip: Literal["auto", "yes", "no"] = Field(
         "auto", description="horizontal flips in the weak view; auto: as the data set says"
@@ -245,7 +249,7 @@ NOT_IN_HASH: Any = {
     "out": True,
     "store": True,
     "scale": True,
-    "data": {"root"},
+    "data": {"root", "device"},
     "label": {"num_actors"},
 }
 

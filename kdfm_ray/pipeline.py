@@ -142,6 +142,10 @@ class _Stages:
                 "train.norm_sync = global is torch's SyncBatchNorm, which runs on GPUs only, and "
                 "there is none here: use train.norm_sync local"
             )
+        if self.config.data.device == "gpu" and not self.session.use_gpu:
+            raise UserError(
+                "data.device = gpu, and there is no GPU here: use data.device auto or host"
+            )
         self.emit({"stage": "data", "state": "start"})
         self.prepared = prepare(self.session, self.store, self.config)
         if self.prepared.facts["reused"]:

@@ -29,6 +29,7 @@ STAGES = ("baseline", "outer", "labels", "trusted", "inner", "evaluation")
         ({"train__log_every": 7}, ()),
         ({"label__num_actors": 3}, ()),
         ({"data__root": "/elsewhere"}, ()),
+        ({"data__device": "host"}, ()),
         ({"seed": 1}, STAGES),
         ({"train__steps": 5}, STAGES),
         ({"model__name": "wrn_28_2"}, STAGES),

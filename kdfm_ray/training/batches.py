@@ -9,6 +9,7 @@ workers sees the same global batches, and a resumed run needs no sampler state.
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from kdfm_ray.augment.views import (
     take,
     weak_view,
 )
-from kdfm_ray.config import Config
+from kdfm_ray.config import Config, Keep
 from kdfm_ray.data.split import Split
 from kdfm_ray.data.streams import IndexStream, rng, worker_slice
 from kdfm_ray.method.fixmatch import StrongViews
@@ -70,24 +71,47 @@ class Batch:
 class ImageSource:
     """Gathers images by position and hands them over as uint8 ``[n, C, H, W]`` on the device.
 
-    A GPU keeps the whole array where it takes at most a quarter of the free memory.
+    A CPU gathers them from the array or memory map: one copy, the batch itself. A GPU keeps the
+    whole array where it may and can; otherwise a thread gathers the next batch into pinned memory
+    while the current one trains, and the copy to the GPU waits for nobody.
     """
 
-    def __init__(self, images: np.ndarray, device: torch.device) -> None:
-        """Take ``images`` uint8 ``[N, H, W, C]``; a memory map is read as batches ask for it."""
+    def __init__(self, images: np.ndarray, device: torch.device, keep: Keep = "auto") -> None:
+        """Take ``images`` uint8 ``[N, H, W, C]``; a memory map is read as batches ask for it.
+
+        Args:
+            images: all of them.
+            device: where batches go.
+            keep: ``gpu`` has a GPU keep the whole array, ``host`` never does, ``auto`` where it
+                takes at most a quarter of the free memory; on a CPU all are the same.
+        """
         self.device = device
         self._images = images
         self._resident: Tensor | None = None
-        if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // 4:
+        if device.type == "cuda" and (keep == "gpu" or (keep == "auto" and _fits(images, device))):
             self._resident = torch.tensor(images, device=device)
+        self.reads_ahead = device.type == "cuda" and self._resident is None
+        self._reader = ThreadPoolExecutor(2, "kdfm-read") if self.reads_ahead else None
+        self._coming: dict[bytes, Future[Tensor]] = {}
 
     def __call__(self, index: np.ndarray) -> Tensor:
         """Images at ``index`` (int64 ``[n]``)."""
         if self._resident is not None:
             batch = self._resident[torch.from_numpy(index).to(self.device)]
         else:
-            batch = torch.from_numpy(self._images[index]).to(self.device)
+            coming = self._coming.pop(index.tobytes(), None)
+            read = self._read(index) if coming is None else coming.result()
+            batch = read.to(self.device, non_blocking=True)
         return batch.permute(0, 3, 1, 2)
+
+    def ahead(self, index: np.ndarray) -> None:
+        """Images at ``index`` will be asked for next: begin to read them."""
+        if self._reader is not None:
+            self._coming[index.tobytes()] = self._reader.submit(self._read, index)
+
+    def _read(self, index: np.ndarray) -> Tensor:
+        batch = torch.from_numpy(self._images[index])
+        return batch.pin_memory() if self.device.type == "cuda" else batch
 
 
 class Batches:
@@ -96,7 +120,7 @@ class Batches:
     def __init__(self, data: TrainingData, config: Config, role: str, runtime: Runtime) -> None:
         """Set up the two endless streams; nothing is read yet."""
         self.data, self.config, self.role, self.runtime = data, config, role, runtime
-        self.source = ImageSource(data.images, runtime.device)
+        self.source = ImageSource(data.images, runtime.device, config.data.device)
         self.supervised = role == "baseline"
         self.size_x = config.train.batch_size
         self.size_u = 0 if self.supervised else self.size_x * config.fixmatch.mu
@@ -104,8 +128,11 @@ class Batches:
         self._stream_x = IndexStream(
             len(split.labeled_index), self.size_x, seed=seed, stream=f"{role}/index_x"
         )
+        rank, world = runtime.rank, runtime.world_size
+        self._part_x = worker_slice(self.size_x, rank, world)
         self._stream_u = None
         if self.size_u:
+            self._part_u = worker_slice(self.size_u, rank, world)
             self._stream_u = IndexStream(
                 len(split.unlabeled_index), self.size_u, seed=seed, stream=f"{role}/index_u"
             )
@@ -121,9 +148,10 @@ class Batches:
             empty = torch.empty(0, dtype=torch.int64)
             none = images_x[:0]
             return Batch(images_x, label_x, none, none, empty, empty, empty.bool())
-        part = worker_slice(self.size_u, self.runtime.rank, self.runtime.world_size)
+        part = self._part_u
         position = self._stream_u.at(step)[part]
         images_u = self.source(self.data.split.unlabeled_index[position])
+        self._read_ahead(step + 1)
         weak, strong = self._draw_unlabeled(step)
         return Batch(
             images_x=images_x,
@@ -135,6 +163,13 @@ class Batches:
             counted_u=self._to_device(~self._is_labeled[position]),
         )
 
+    def _read_ahead(self, step: int) -> None:
+        if not self.source.reads_ahead or self._stream_u is None or step >= self.config.train.steps:
+            return
+        split = self.data.split
+        self.source.ahead(split.labeled_index[self._stream_x.at(step)[self._part_x]])
+        self.source.ahead(split.unlabeled_index[self._stream_u.at(step)[self._part_u]])
+
     def _strong(self, images: Tensor, params: StrongParams) -> Tensor | StrongViews:
         if self.config.fixmatch.strong_views == "all":
             return strong_view(images, params)
@@ -145,7 +180,7 @@ class Batches:
         return some
 
     def _labeled(self, step: int) -> tuple[Tensor, Tensor]:
-        part = worker_slice(self.size_x, self.runtime.rank, self.runtime.world_size)
+        part = self._part_x
         index = self.data.split.labeled_index[self._stream_x.at(step)[part]]
         params = draw_weak(
             rng(self.config.seed, step, f"{self.role}/weak_x"),
@@ -188,3 +223,8 @@ class Batches:
 
 def _numpy(values: Tensor) -> np.ndarray:
     return np.asarray(values.cpu().numpy())
+
+
+def _fits(images: np.ndarray, device: torch.device) -> bool:
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.nbytes <= free // 4

@@ -1,6 +1,7 @@
 """The loop on tiny data: golden losses, workers equal to one process, and the metrics it writes."""
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from kdfm_ray.config import Config, FixMatchConfig, parse_config
 from kdfm_ray.data.split import make_split
 from kdfm_ray.models.backbone import create_network
 from kdfm_ray.models.numerics import Numerics
-from kdfm_ray.training.batches import Batches, TrainingData
+from kdfm_ray.training.batches import Batches, ImageSource, TrainingData
 from kdfm_ray.training.loop import train_network
 from kdfm_ray.training.runtime import Runtime
 
@@ -231,3 +232,17 @@ def test_ddp_workers_equal_one_process(world, changes, tmp_path):
             for name in ("loss", "loss_x", "loss_u", "mask_rate", "trusted_rate"):
                 if name in expected:
                     assert line[name] == pytest.approx(expected[name], abs=1e-4), name
+
+
+def test_images_read_ahead_are_those_asked_for():
+    """Read by a thread, in whatever order they are then asked for; on the CPU here, see gpu."""
+    images = make_data().images
+    plain, ahead = (ImageSource(images, torch.device("cpu")) for _ in range(2))
+    assert not plain.reads_ahead
+    ahead._reader = ThreadPoolExecutor(2)
+    asked = [np.array([3, 1, 4]), np.array([1, 5]), np.array([9, 2, 6, 5])]
+    for index in asked[:2]:
+        ahead.ahead(index)
+    for index in reversed(asked):
+        assert torch.equal(ahead(index), plain(index))
+    assert not ahead._coming

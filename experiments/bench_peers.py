@@ -1,0 +1,183 @@
+"""Our FixMatch step against that of semilearn 0.3.2, taking turns on one machine's CPU.
+
+    python experiments/bench_peers.py --peer-python peer/bin/python          # about 10 minutes
+    python experiments/bench_peers.py --peer-python peer/bin/python --whole 60     # and whole runs
+
+``peers/requirements.txt`` says how the peer's environment is made. Both get the same pictures, the
+same network, batch and threads, and make their own views as they do by default: semilearn with its
+RandAugment(3, 5), ours with two operations of probability 0.5, so the networks see other pictures,
+which changes no time. Each run is a process of its own; medians over runs, and ratios of medians.
+
+``--whole STEPS`` also times KD-FixMatch from nothing to its report (images read, outer network,
+labels, selection, inner network; no labeled-only network) against one semilearn FixMatch of as many
+steps, processes and imports of both included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kdfm_ray.bench.pictures import crops
+
+HERE = Path(__file__).parent
+MASK_RATES = (1.0, 0.5, 0.1)
+NUM_IMAGES, NUM_WHOLE, NUM_LABELED = 20_000, 8_192, 400
+
+
+def main() -> None:
+    """Take turns, and print one JSON object."""
+    arguments = _arguments()
+    found: dict[str, Any] = {"settings": vars(arguments) | {"images": "crops of photos"}}
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = crops(NUM_IMAGES, arguments.size)
+        images = Path(folder, "images.npz")
+        np.savez(images, images=pictures.images, labels=pictures.labels)
+        found |= _steps(arguments, images)
+        if arguments.whole:
+            found["whole"] = _whole(arguments, Path(folder))
+    print(json.dumps(found, indent=1))
+
+
+def _steps(arguments: argparse.Namespace, images: Path) -> dict[str, Any]:
+    rates: dict[str, list[float]] = {"peer": []} | {f"ours_{rate}": [] for rate in MASK_RATES}
+    for turn in range(arguments.runs):
+        peer = _peer(arguments, images, arguments.steps)
+        rates["peer"].append(peer["images_per_step"] / peer["median_seconds_per_step"])
+        for rate in MASK_RATES:
+            ours = _json(
+                [
+                    *(sys.executable, "-m", "kdfm_ray", "bench", "step", "--json"),
+                    *("--model", arguments.model, "--mask-rate", str(rate)),
+                    *("--global-batch", str(arguments.global_batch), "--mu", str(arguments.mu)),
+                    *("--size", str(arguments.size), "--steps", str(arguments.steps)),
+                    *("--threads", str(arguments.threads), "--precision", arguments.precision),
+                    *("--memory-format", arguments.memory_format),
+                ]
+            )
+            rates[f"ours_{rate}"].append(ours["images_per_second"])
+        print(f"turn {turn + 1} of {arguments.runs}: {_last(rates)}", file=sys.stderr)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = {
+        f"mask rate {rate}": round(medians[f"ours_{rate}"] / medians["peer"], 2)
+        for rate in MASK_RATES
+    }
+    of_turns = {
+        f"mask rate {rate}": [
+            round(ours / peer, 2)
+            for ours, peer in zip(rates[f"ours_{rate}"], rates["peer"], strict=True)
+        ]
+        for rate in MASK_RATES
+    }
+    return {
+        "images_per_second": rates,
+        "medians": medians,
+        "ratio": ratios,
+        "ratio_of_each_turn": of_turns,
+    }
+
+
+def _whole(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Both from files on disk, as a user has them: ours PNG in folders, the peer's one array."""
+    size = arguments.size
+    pictures = crops(NUM_WHOLE, size)
+    images = folder / "whole.npz"
+    np.savez(images, images=pictures.images, labels=pictures.labels)
+    for k, (image, label) in enumerate(zip(pictures.images, pictures.labels, strict=True)):
+        part = f"labeled/{label}" if k < NUM_LABELED else "unlabeled"
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / part / f"{k:05d}.png")
+    seconds: dict[str, list[float]] = {"peer": [], "ours": []}
+    for turn in range(arguments.whole_runs):
+        started = time.perf_counter()
+        _peer(arguments, images, arguments.whole, warmup=0)
+        seconds["peer"].append(time.perf_counter() - started)
+        started = time.perf_counter()
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "kdfm_ray", "train", "--baseline", "no"),
+                *("--data.labeled", str(folder / "labeled"), "--data.image-size", str(size)),
+                *("--data.unlabeled", str(folder / "unlabeled"), "--data.num-val", "0"),
+                *("--out", str(folder / f"run{turn}"), "--store", str(folder / f"store{turn}")),
+                *("--model.name", arguments.model, "--train.steps", str(arguments.whole)),
+                *("--train.batch-size", str(arguments.global_batch)),
+                *("--fixmatch.mu", str(arguments.mu), "--scale.num-workers", "1"),
+                *("--scale.cpus-per-worker", str(arguments.threads)),
+                *("--train.precision", arguments.precision),
+                *("--train.memory-format", arguments.memory_format),
+                *("--fixmatch.strong-views", arguments.strong_views),
+                *("--select.tau-select", "0"),  # so short a training is sure of nothing
+            ],
+            check=True,
+            stdout=sys.stderr,
+        )
+        seconds["ours"].append(time.perf_counter() - started)
+        print(f"whole run {turn + 1}: {_last(seconds)}", file=sys.stderr)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {"seconds": seconds, "ours_over_peer": round(medians["ours"] / medians["peer"], 3)}
+
+
+def _peer(
+    arguments: argparse.Namespace, images: Path, steps: int, warmup: int = 2
+) -> dict[str, Any]:
+    found = _json(
+        [
+            *(arguments.peer_python, str(HERE / "peers" / "semilearn_fixmatch.py")),
+            *("--images", str(images), "--labeled", str(NUM_LABELED)),
+            *("--model", arguments.model, "--global-batch", str(arguments.global_batch)),
+            *("--mu", str(arguments.mu), "--steps", str(steps), "--warmup", str(warmup)),
+            *("--threads", str(arguments.threads)),
+            *("--loader-workers", str(arguments.peer_loader_workers)),
+        ]
+    )
+    return found | {"images_per_step": arguments.global_batch * (1 + 2 * arguments.mu)}
+
+
+def _json(command: list[str]) -> dict[str, Any]:
+    """The JSON object in the last line of what the command prints."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _last(values: dict[str, list[float]]) -> str:
+    return ", ".join(f"{name} {numbers[-1]:.1f}" for name, numbers in values.items())
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peer-python", required=True, help="Python of the peer's environment")
+    parser.add_argument("--runs", type=int, default=5, help="turns")
+    parser.add_argument("--steps", type=int, default=8, help="timed updates of a run")
+    parser.add_argument("--model", default="wrn_28_2")
+    parser.add_argument("--global-batch", type=int, default=16)
+    parser.add_argument("--mu", type=int, default=7)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--memory-format", default="channels_last")
+    parser.add_argument(
+        "--peer-loader-workers", type=int, default=0, help="semilearn's default is 1"
+    )
+    parser.add_argument("--whole", type=int, default=0, help="steps of whole runs; 0: none")
+    parser.add_argument("--strong-views", default="all", help="of our whole runs: all or masked")
+    parser.add_argument("--whole-runs", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
