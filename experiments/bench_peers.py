@@ -50,7 +50,8 @@ def main() -> None:
 
 
 def _steps(arguments: argparse.Namespace, images: Path) -> dict[str, Any]:
-    rates: dict[str, list[float]] = {"peer": []} | {f"ours_{rate}": [] for rate in MASK_RATES}
+    names = ["peer", *(f"ours_{rate}" for rate in MASK_RATES)]
+    rates: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(arguments.runs):
         peer = _peer(arguments, images, arguments.steps)
         rates["peer"].append(peer["images_per_step"] / peer["median_seconds_per_step"])

@@ -10,6 +10,7 @@ comes in when a worker starts.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import time
@@ -66,6 +67,9 @@ class Crew:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self.leave()
+        elif issubclass(kind, Exception):  # another stage's; an interrupt waits for nobody
+            with contextlib.suppress(Exception):
+                self.leave()
 
     def train(self, tasks: list[TrainTask]) -> None:
         """Train the networks of ``tasks`` in their order; each lands in the store when it is done.

@@ -104,6 +104,8 @@ class LiveView:
         self._progress.stop_task(bar)
         self._finished.add(stage)
         self._plain(f"{TITLES[stage]}: done  {numbers}")
+        if "numerics" in event:
+            self._line(_numerics(event["numerics"]))
 
     def _line(self, text: str) -> None:
         if self.console.is_terminal:
@@ -132,6 +134,15 @@ def _numbers(event: Event) -> str:
     add("val_accuracy", "validation", ".1%")
     add("changed", "changed", ".2%")
     return "  ".join(shown)
+
+
+def _numerics(how: dict[str, Any]) -> str:
+    """The choice of precision and layout, and what it was chosen by."""
+    text = f"precision and layout: {how['choice']} ({how['how']}"
+    if "measured" in how:
+        times = (f"{row['numerics']} {row['seconds']:.3f} s" for row in how["measured"])
+        text += f"; an update: {', '.join(times)}"
+    return text + ")"
 
 
 def _data_numbers(event: Event) -> str:

@@ -1,6 +1,8 @@
 """Whole runs without Ray processes: the paper's presets on fakes, and folders of images."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -149,3 +151,18 @@ def test_an_interrupted_run_goes_on_after_its_last_finished_stage(pets, monkeypa
     assert run.report["reused"] == ["data", "baseline", "outer"]
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {"baseline", "outer", "inner"}
+
+
+def test_a_run_in_one_process_needs_no_ray_and_measures_its_numerics(pets):
+    code = (
+        "import sys, kdfm_ray as kdfm\n"
+        f"settings = {TINY!r} | {{'data.image_size': 16, 'baseline': False}}\n"
+        "settings |= {'train.precision': 'auto', 'train.memory_format': 'auto'}\n"
+        "run = kdfm.train(labeled='labeled', unlabeled='unlabeled', model='wrn_10_2',\n"
+        "    out='run', store='store', settings=settings, progress=False)\n"
+        "print(run.report['numerics']['how'], 'ray' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=pets, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["measured False"]

@@ -17,7 +17,9 @@ import pytest
 import kdfm_ray as kdfm
 from experiments import find_preset
 from kdfm_ray.config import parse_config
+from kdfm_ray.jobs.crew import Crew, TrainTask
 from kdfm_ray.jobs.label import PARTS, label, read_labels
+from kdfm_ray.jobs.numerics import measured_numerics
 from kdfm_ray.jobs.prepare import Prepared
 from kdfm_ray.jobs.session import LOOPBACK, open_session
 from kdfm_ray.models.numerics import Numerics
@@ -166,6 +168,66 @@ def test_labels_from_one_and_from_three_actors_are_equal(cluster, first):
         found[actors] = read_labels(store.find("labels", f"by-{actors}").path)
     assert np.array_equal(found[1].probs, found[3].probs)
     assert np.array_equal(found[1].embeddings, found[3].embeddings)
+
+
+def test_workers_stay_between_trainings_while_others_label(cluster, first):
+    """As in a local Ray of one's own: workers hold all CPUs, the labeling job asks for none."""
+    _, config, root = first
+    store, again = Store(str(root)), run(config, ignore)
+    split = again.artifacts["split"]
+    prepared = Prepared(again.artifacts["dataset"], split, split.record())
+    session = dataclasses.replace(cluster, keeps_workers=True)
+    short = config.model_copy(update={"train": config.train.model_copy(update={"steps": 2})})
+
+    def task(role, key):
+        dataset = again.artifacts["dataset"].key
+        return TrainTask(role, key, dataset, split.key, again.plan.numerics)
+
+    with Crew(session, store, short) as crew:
+        crew.train([task("baseline", "first-list"), task("outer", "first-list")])
+        workers = crew._fit
+        label(
+            session,
+            store,
+            prepared,
+            "first-list",
+            "beside",
+            numerics=again.plan.numerics,
+            batch_size=512,
+            num_actors=2,
+        )
+        assert session.call(platform.node, gpu=True) == platform.node()
+        assert workers.is_alive()
+        crew.train([task("inner", "second-list")])
+        assert crew._fit is workers
+    assert not workers.is_alive()
+    for role, key in (
+        ("baseline", "first-list"),
+        ("outer", "first-list"),
+        ("inner", "second-list"),
+    ):
+        assert store.find(role, key).record()["steps"] == 2
+
+
+def test_precision_and_layout_are_measured_once_and_kept(cluster, first):
+    _, config, root = first
+    store, again = Store(str(root)), run(config, ignore)
+    assert again.numerics == {"choice": "fp32 channels_last", "how": "set by the configuration"}
+    split = again.artifacts["split"]
+    prepared = Prepared(again.artifacts["dataset"], split, again.artifacts["dataset"].record())
+    auto = {"precision": "auto", "memory_format": "auto"}
+    free = config.model_copy(update={"train": config.train.model_copy(update=auto)})
+    choice, record = measured_numerics(cluster, store, free, prepared)
+    assert not record["reused"]
+    assert record["measured"][0]["numerics"] == str(choice)
+    assert len(record["measured"]) > 1
+    assert measured_numerics(cluster, store, free, prepared)[1]["reused"]
+    larger = free.model_copy(update={"fixmatch": free.fixmatch.model_copy(update={"mu": 3})})
+    assert not measured_numerics(cluster, store, larger, prepared)[1]["reused"]
+    # This run was begun in float32, so float32 it stays, whatever is faster here today.
+    kept = run(free, ignore)
+    assert kept.numerics == {"choice": "fp32 channels_last", "how": "as this run was begun"}
+    assert kept.reused == again.reused
 
 
 def test_a_finished_run_does_nothing_again(first):

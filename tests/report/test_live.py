@@ -16,6 +16,14 @@ EVENTS = [
         "num_unlabeled": 1295,
         "num_val": 143,
         "num_test": None,
+        "numerics": {
+            "choice": "bf16 channels_last",
+            "how": "measured",
+            "measured": [
+                {"numerics": "bf16 channels_last", "seconds": 0.25},
+                {"numerics": "fp32 contiguous", "seconds": 1.5},
+            ],
+        },
     },
     {"stage": "baseline", "state": "reused"},
     {"stage": "outer", "state": "start"},
@@ -44,6 +52,8 @@ def test_lines_where_there_is_no_terminal():
     lines = show(terminal=False).splitlines()
     assert lines == [
         "data and split: done  100 labeled  1,295 unlabeled  143 validation  no test",
+        "precision and layout: bf16 channels_last (measured; an update: bf16 channels_last "
+        "0.250 s, fp32 contiguous 1.500 s)",
         "labeled-only network: done before, reused from the store",
         "FixMatch (outer) network: done  validation 87.5%",
         "pseudo labels: done",
