@@ -4,9 +4,12 @@
     python experiments/bench_peers.py --peer-python peer/bin/python --whole 60     # and whole runs
 
 ``peers/requirements.txt`` says how the peer's environment is made. Both get the same pictures, the
-same network, batch and threads, and make their own views as they do by default: semilearn with its
-RandAugment(3, 5), ours with two operations of probability 0.5, so the networks see other pictures,
-which changes no time. Each run is a process of its own; medians over runs, and ratios of medians.
+same network, batch and threads. What differs is what each of them offers: semilearn computes in
+float32, as its mixed precision is CUDA's alone; ours in the precision and layout that are named.
+semilearn's strong views are its RandAugment(3, 5) on PIL, always three operations; ours are two of
+probability 0.5 (in either, views are a few per cent of the time). Mask rates below 1 use
+``fixmatch.strong_views = masked``, and images a second count all views of the batch, those that the
+mask spared too. Each run is a process of its own; medians over runs, and ratios of medians.
 
 ``--whole STEPS`` also times KD-FixMatch from nothing to its report (images read, outer network,
 labels, selection, inner network; no labeled-only network) against one semilearn FixMatch of as many

@@ -6,6 +6,7 @@ again. The driver holds keys and small facts, never images, labels or weights.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable
@@ -295,6 +296,7 @@ class _Stages:
         self.emit({"stage": stage, "state": "reused"})
 
 
+@functools.cache
 def _weights_hash(pretrained: str) -> str:
     """``no``, ``yes``, or the content hash of the file of weights, wherever it lies."""
     if pretrained in ("no", "yes"):

@@ -67,9 +67,12 @@ class Crew:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self.leave()
-        elif issubclass(kind, Exception):  # another stage's; an interrupt waits for nobody
+        elif issubclass(kind, Exception):  # another stage's
             with contextlib.suppress(Exception):
                 self.leave()
+        elif self._board is not None:  # an interrupt waits for nobody, and nobody for it
+            with contextlib.suppress(Exception):
+                self._board.close.remote()
 
     def train(self, tasks: list[TrainTask]) -> None:
         """Train the networks of ``tasks`` in their order; each lands in the store when it is done.
@@ -84,7 +87,7 @@ class Crew:
             return
         import ray
 
-        if self._fit is None:
+        if not self._alive():  # not started yet, or ended by somebody else while it waited
             self._start()
         ray.get(self._board.give.remote(tasks))
         self._given += 1
@@ -93,14 +96,14 @@ class Crew:
                 break
             assert self._fit is not None
             self._fit.join(timeout=POLL_SECONDS)
-        if self._errors:
-            self._fit = None
-            raise _first_cause(self._errors[0]) from self._errors[0]
+        if ray.get(self._board.count_done.remote()) < self._given:
+            error = self._errors[0] if self._errors else RuntimeError("the workers left")
+            raise _first_cause(error) from error
         if not self._session.keeps_workers:
             self.leave()
 
     def leave(self) -> None:
-        """Have the workers end, and wait for it."""
+        """Have the workers end, and wait for it; how they end, once all is done, is no matter."""
         if self._fit is None:
             return
         import ray
@@ -110,9 +113,6 @@ class Crew:
             self._fit.join(timeout=0.2)  # in steps, so that a signal is handled in between
         ray.kill(self._board)
         self._board = self._fit = None
-        self._given = 0
-        if self._errors:
-            raise _first_cause(self._errors[0]) from self._errors[0]
 
     def _alive(self) -> bool:
         return self._fit is not None and self._fit.is_alive()
@@ -133,6 +133,7 @@ class Crew:
         import ray
 
         quiet_libraries(self._session)
+        self._errors, self._given = [], 0
         self._board = ray.remote(Board).options(num_cpus=0).remote()
         self._fit = threading.Thread(target=self._run_fit, name="kdfm-fit", daemon=True)
         self._fit.start()
@@ -166,7 +167,9 @@ class Crew:
                 storage_path=storage,
                 # A restart would begin the stage anew: until the loop saves its state inside a
                 # stage, a failed worker ends the run, and the next one goes on at this stage.
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
+                failure_config=FailureConfig(
+                    max_failures=0, max_preemption_failures=0, controller_failure_limit=3
+                ),
             ),
         )
         try:
@@ -217,7 +220,12 @@ def _work(loop_config: dict[str, Any]) -> None:
     import ray.train.torch
 
     from kdfm_ray.jobs.train import train_tasks
-    from kdfm_ray.training.runtime import Runtime, ignore, keep_freed_memory
+    from kdfm_ray.training.runtime import (
+        Runtime,
+        give_back_memory,
+        ignore,
+        keep_freed_memory,
+    )
 
     keep_freed_memory()
     context = ray.train.get_context()
@@ -229,7 +237,7 @@ def _work(loop_config: dict[str, Any]) -> None:
         emit=loop_config["emit"] if rank == 0 else ignore,
     )
     store, config, board = Store(loop_config["store"]), loop_config["config"], loop_config["board"]
-    number = 0
+    number = ray.get(board.count_done.remote())
     while True:
         tasks, may_come = ray.get(board.look.remote(number))
         if tasks is not None:
@@ -237,6 +245,7 @@ def _work(loop_config: dict[str, Any]) -> None:
             if rank == 0:
                 ray.get(board.note_done.remote(number))
             number += 1
+            give_back_memory()
         elif may_come:
             time.sleep(POLL_SECONDS)
         else:

@@ -33,6 +33,7 @@ def evaluate(
         numerics,
         batch_size,
         session.use_gpu,
+        session.cpus_per_worker,
         session.emit,
         gpu=True,
     )
@@ -46,6 +47,7 @@ def _evaluate(
     numerics: Numerics,
     batch_size: int,
     use_gpu: bool,
+    threads: int,
     emit: Emit,
 ) -> None:
     import torch
@@ -54,6 +56,7 @@ def _evaluate(
     from kdfm_ray.training.batches import ImageSource
     from kdfm_ray.training.evaluate import count_correct
 
+    torch.set_num_threads(threads)  # Ray sets one where a task asks for no CPUs
     store, started = Store(store_root), time.perf_counter()
     dataset = store.find("dataset", dataset_key)
     assert dataset is not None

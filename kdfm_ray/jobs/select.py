@@ -32,6 +32,7 @@ def select(
         labels,
         key,
         session.use_gpu,
+        session.cpus_per_worker,
         session.emit,
         gpu=True,
     )
@@ -45,10 +46,16 @@ def _select(
     labels_key: str,
     key: str,
     use_gpu: bool,
+    threads: int,
     emit: Emit,
 ) -> None:
+    import faiss
+    import torch
+
     from kdfm_ray.trust.select import select_trusted
 
+    torch.set_num_threads(threads)  # Ray sets one where a task asks for no CPUs
+    faiss.omp_set_num_threads(threads)
     store, started = Store(store_root), time.perf_counter()
     dataset, split_artifact = store.find("dataset", dataset_key), store.find("split", split_key)
     labels = store.find("labels", labels_key)

@@ -47,8 +47,8 @@ class Session:
         verbose: let Ray's own logs through.
         drain: has all events arrive that were sent so far.
         keeps_workers: training workers stay between the stages of a run, as nobody else waits for
-            what they hold: a local Ray of our own, on CPUs. Other stages then ask for no CPUs;
-            they have those of the workers, which wait.
+            what they hold: a local Ray of our own, on CPUs. Other stages then ask for no CPUs,
+            and use those of the workers, which wait.
     """
 
     in_process: bool
@@ -96,7 +96,9 @@ class Session:
 
         gpus = 1 if gpu and self.use_gpu else 0
         cpus = self.cpus_to_ask(self.cpus_per_worker if gpu and not gpus else 1)
-        task = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)
+        # Not by .options(): a task that is declared to need a GPU ends its process, and with it
+        # what torch keeps of the GPU's memory.
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(function)
         try:
             return ray.get(task.remote(*args))
         except RayTaskError as error:

@@ -63,7 +63,7 @@ def measure(
     """Seconds of an update (forward and backward) with each choice, median, fastest first.
 
     Every choice has one update untimed, which also makes kernels. A choice for which the budget
-    does not last is left out; the first one never is.
+    or the GPU's memory does not last is left out; the first one never is for the budget.
 
     Args:
         make_network: gives the same network each time.
@@ -80,15 +80,24 @@ def measure(
         estimate = min((min(times) for times in seconds.values()), default=0.0) * shape.updates
         return max(budget, BUDGET_SHARE * estimate) - (time.perf_counter() - started)
 
-    slowest_start = 0.0
+    slowest_start, full = 0.0, None
     for choice in choices:
         if seconds and left() < slowest_start:
             break
         began = time.perf_counter()
-        trials[choice] = _trial(make_network(), choice, shape, device)
-        trials[choice]()
-        seconds[choice] = [trials[choice]()]
+        try:
+            trial = _trial(make_network(), choice, shape, device)
+            trial()
+            took = trial()
+        except torch.OutOfMemoryError as error:
+            full = error
+            continue
+        trials[choice], seconds[choice] = trial, [took]
         slowest_start = max(slowest_start, time.perf_counter() - began)
+    if full is not None:
+        if not seconds:
+            raise full
+        torch.cuda.empty_cache()
     for _ in range(ROUNDS - 1):
         fastest = min(min(times) for times in seconds.values())
         for choice, times in seconds.items():
@@ -146,7 +155,9 @@ def _trial(
         loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - started
+        took = time.perf_counter() - started
+        network.zero_grad(set_to_none=True)  # the others need the memory
+        return took
 
     return update
 
@@ -155,5 +166,7 @@ def _computes_bf16(device: torch.device) -> bool:
     """Whether the device has bfloat16 arithmetic of its own."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not hasattr(torch.cpu, "get_capabilities"):  # younger than the oldest torch we allow
+        return torch.cpu._is_avx512_bf16_supported()
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

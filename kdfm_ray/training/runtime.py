@@ -7,6 +7,7 @@ go through ``torch.distributed``, which whoever starts several workers has set u
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from dataclasses import dataclass, field
 
@@ -34,6 +35,16 @@ def keep_freed_memory() -> None:
     mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(M_TOP_PAD, 256 << 20)
+
+
+def give_back_memory() -> None:
+    """Give the system what this process kept, before it waits for long."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def ignore(event: Event) -> None:

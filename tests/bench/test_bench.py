@@ -11,7 +11,15 @@ from kdfm_ray.bench.select import SelectBench
 from kdfm_ray.bench.step import StepBench
 from kdfm_ray.types import UserError
 
-TINY = {"model": "wrn_10_2", "global_batch": 4, "mu": 2, "size": 16, "steps": 2, "threads": 1}
+TINY = {
+    "model": "wrn_10_2",
+    "global_batch": 4,
+    "mu": 2,
+    "size": 16,
+    "steps": 2,
+    "threads": 1,
+    "device": "cpu",
+}
 PINNED = {"precision": "fp32", "memory_format": "channels_last"}
 
 

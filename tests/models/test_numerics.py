@@ -47,3 +47,11 @@ def test_a_pass_without_a_graph_leaves_the_next_one_its_gradients():
 )
 def test_what_a_config_leaves_open(train, allowed):
     assert [str(choice) for choice in allowed_numerics(TrainConfig(**train))] == allowed
+
+
+def test_compiled_is_the_same_network():
+    layer = nn.Linear(4, 2)
+    assert Numerics().compiled(layer) is layer
+    compiled = Numerics(compile=True).compiled(layer)
+    assert compiled is not layer
+    assert next(compiled.parameters()) is next(layer.parameters())

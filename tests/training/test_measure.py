@@ -90,3 +90,22 @@ def test_on_a_real_network():
     assert set(found) == set(choices)
     assert all(0 < seconds < 10 for seconds in found.values())
     assert list(found.values()) == sorted(found.values())
+
+
+def test_what_does_not_fit_in_memory_is_left_out(scripted, monkeypatch):
+    scripted(SECONDS)
+    fits = module._trial
+
+    def trial(network, numerics, shape, device):
+        if numerics.precision == "fp32":
+            raise torch.OutOfMemoryError("too much")
+        return fits(network, numerics, shape, device)
+
+    monkeypatch.setattr(module, "_trial", trial)
+    assert [str(c) for c in measure(lambda: None, ALL, SHAPE, CPU, budget=1000)] == [
+        "bf16 channels_last",
+        "bf16 contiguous",
+    ]
+    only = [choice for choice in ALL if choice.precision == "fp32"]
+    with pytest.raises(torch.OutOfMemoryError):
+        measure(lambda: None, only, SHAPE, CPU)
