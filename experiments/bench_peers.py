@@ -46,7 +46,8 @@ def main() -> None:
         pictures = crops(NUM_IMAGES, arguments.size)
         images = Path(folder, "images.npz")
         np.savez(images, images=pictures.images, labels=pictures.labels)
-        found |= _steps(arguments, images)
+        if arguments.runs:
+            found |= _steps(arguments, images)
         if arguments.whole:
             found["whole"] = _whole(arguments, Path(folder))
     print(json.dumps(found, indent=1))
@@ -165,7 +166,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--peer-python", required=True, help="Python of the peer's environment")
-    parser.add_argument("--runs", type=int, default=5, help="turns")
+    parser.add_argument("--runs", type=int, default=5, help="turns of single steps; 0: none")
     parser.add_argument("--steps", type=int, default=8, help="timed updates of a run")
     parser.add_argument("--model", default="wrn_28_2")
     parser.add_argument("--global-batch", type=int, default=16)

@@ -13,7 +13,7 @@ from kdfm_ray.config import Config, DataConfig, ModelConfig, TrainConfig
 def digits() -> Config:
     """Digits with 10 labels per class: the demo.
 
-    Cost: 3 minutes on 2 CPU cores (187 s, AMD EPYC)
+    Cost: 2 to 3 minutes on 2 CPU cores (140 s, AMD EPYC)
     Result: seed 0, test accuracy: labeled-only 90.81, FixMatch 89.97, KD-FixMatch 93.87
     """
     return Config(
