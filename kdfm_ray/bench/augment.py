@@ -21,7 +21,7 @@ from kdfm_ray.data.streams import rng
 
 PEER_IMAGES = 256  # that the comparison augments one by one
 SECONDS_EACH = 1.0  # about, of each measurement
-AFFECTED = AugmentConfig()
+DEFAULTS = AugmentConfig()
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class AugmentBench:
     size: Annotated[int, tyro.conf.arg(help="pixels a side")] = 32
     repeats: Annotated[int, tyro.conf.arg(help="batches timed; 0: for about a second")] = 0
     threads: Annotated[int, tyro.conf.arg(help="torch threads; 0: all cores")] = 0
-    num_ops: Annotated[int, tyro.conf.arg(help="as augment.num_ops")] = AFFECTED.num_ops
-    op_prob: Annotated[float, tyro.conf.arg(help="as augment.op_prob")] = AFFECTED.op_prob
+    num_ops: Annotated[int, tyro.conf.arg(help="as augment.num_ops")] = DEFAULTS.num_ops
+    op_prob: Annotated[float, tyro.conf.arg(help="as augment.op_prob")] = DEFAULTS.op_prob
     device: Literal["auto", "cpu", "gpu"] = "auto"
     peer: Annotated[bool, tyro.conf.arg(help="also time torchvision on PIL, image by image")] = True
     json: Annotated[bool, tyro.conf.arg(help="print one JSON object")] = False

@@ -13,6 +13,7 @@ import tyro
 
 from kdfm_ray.bench.measuring import peak_memory_mb, pick_device, positive, where
 from kdfm_ray.config import SelectConfig
+from kdfm_ray.jobs.select import clusterer_options
 from kdfm_ray.trust.select import select_trusted
 
 SPREAD = 1.0  # of a class around its center; centers are about 4 apart
@@ -64,12 +65,7 @@ class SelectBench:
             seed=0,
             device=device.type,
             gpu=device.type == "cuda",
-            options=settings.model_dump(
-                exclude={
-                    *("tau_select", "clusterer", "num_clusters", "labeled_weight"),
-                    *("sample_size", "allowed_fall"),
-                }
-            ),
+            options=clusterer_options(settings),
             allowed_fall=settings.allowed_fall,
             class_names=[str(k) for k in range(self.classes)],
         )

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from kdfm_ray.config import Config
+from kdfm_ray.config import Config, SelectConfig
 from kdfm_ray.data.split import Split
 from kdfm_ray.jobs.label import read_labels
 from kdfm_ray.jobs.prepare import Prepared
@@ -83,7 +83,7 @@ def _select(
             seed=config.seed,
             device="cuda" if use_gpu else "cpu",
             gpu=use_gpu,
-            options=_options(config),
+            options=clusterer_options(settings),
             allowed_fall=settings.allowed_fall,
             class_names=dataset.record()["classes"],
             emit=lambda event: emit({"stage": "select"} | event),
@@ -101,10 +101,10 @@ def _select(
         draft.write_record(selection.record | {"seconds": time.perf_counter() - started})
 
 
-def _options(config: Config) -> dict[str, object]:
+def clusterer_options(settings: SelectConfig) -> dict[str, object]:
     """Settings of the clusterers: all of the section that is not an argument of its own."""
     named = {
         *("tau_select", "clusterer", "num_clusters", "labeled_weight", "sample_size"),
         "allowed_fall",
     }
-    return config.select.model_dump(exclude=named)
+    return settings.model_dump(exclude=named)
