@@ -91,11 +91,14 @@ class Crew:
             self._start()
         ray.get(self._board.give.remote(tasks))
         self._given += 1
+        started = time.monotonic()
         while self._alive():
             if ray.get(self._board.count_done.remote()) == self._given:
                 break
             assert self._fit is not None
-            self._fit.join(timeout=POLL_SECONDS)
+            # Each look costs the workers some of their processor: the longer, the rarer.
+            elapsed = time.monotonic() - started
+            self._fit.join(timeout=min(1.0, max(POLL_SECONDS, elapsed / 100)))
         if ray.get(self._board.count_done.remote()) < self._given:
             error = self._errors[0] if self._errors else RuntimeError("the workers left")
             raise _first_cause(error) from error
