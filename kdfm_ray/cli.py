@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel
 
 from kdfm_ray.config import Config, parse_config
-from kdfm_ray.types import UserError
+from kdfm_ray.types import RunFailed, UserError
 
 USAGE = """\
 usage: kdfm COMMAND ...
@@ -51,16 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"kdfm: {error}", file=sys.stderr)
         return BAD_INPUT
-    except FloatingPointError as error:
+    except (FloatingPointError, RunFailed) as error:
         print(f"kdfm: {error}", file=sys.stderr)
         return FAILED
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print(
-            "kdfm: interrupted; finished stages are kept, the same command goes on", file=sys.stderr
-        )
+    except KeyboardInterrupt as error:
+        text = str(error) or "interrupted; finished stages are kept, the same command goes on"
+        print(f"kdfm: {text}", file=sys.stderr)
         return INTERRUPTED
     return 0
 

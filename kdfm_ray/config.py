@@ -242,6 +242,20 @@ class ScaleConfig(Section):
     )
 
 
+class FaultConfig(Section):
+    """What keeps the work when something dies; changes no result."""
+
+    save_minutes: float = Field(
+        5.0, gt=0, description="minutes between saved states of a training under way"
+    )
+    save_every: int | None = Field(
+        None, ge=1, description="also save after each so many updates; none: by time alone"
+    )
+    max_failures: int = Field(
+        3, ge=0, description="times that failed training workers are started again, per run"
+    )
+
+
 DATA_PATHS = ("labeled", "unlabeled", "test", "root")
 
 # What does not change the result, and so is in no key and no hash.
@@ -249,6 +263,8 @@ NOT_IN_HASH: Any = {
     "out": True,
     "store": True,
     "scale": True,
+    "faults": True,
+    "on_warning": True,
     "data": {"root", "device"},
     "label": {"num_actors"},
 }
@@ -272,6 +288,10 @@ class Config(Section):
     select: SelectConfig = SelectConfig()
     inner: InnerConfig = InnerConfig()
     scale: ScaleConfig = ScaleConfig()
+    faults: FaultConfig = FaultConfig()
+    on_warning: Literal["continue", "stop"] = Field(
+        "continue", description="after a warning of a stage: go on, or end there with its text"
+    )
 
     @field_validator("out")
     @classmethod

@@ -6,6 +6,7 @@ again. The driver holds keys and small facts, never images, labels or weights.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import time
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdfm_ray import keys
+from kdfm_ray.checkpoints import Checkpoints
 from kdfm_ray.config import Config, absolute_paths
 from kdfm_ray.jobs.crew import Crew, TrainTask
 from kdfm_ray.jobs.session import Session, open_session
+from kdfm_ray.leases import lease
 from kdfm_ray.models.numerics import Numerics, allowed_numerics
 from kdfm_ray.store import Artifact, Store, default_root
 from kdfm_ray.types import Emit, Role, UserError
@@ -167,14 +170,22 @@ class _Stages:
             self.how_numerics = {"choice": str(choices[0]), "how": "set by the configuration"}
             return choices[0]
         for choice in choices:
-            plan = self._plan_with(choice)
-            if self.store.find("outer", plan.outer) is not None:
+            if self._is_begun(self._plan_with(choice)):
                 self.how_numerics = {"choice": str(choice), "how": "as this run was begun"}
                 return choice
         choice, record = measured_numerics(self.session, self.store, self.config, self.prepared)
         how = "remembered from an earlier measurement" if record["reused"] else "measured"
         self.how_numerics = {"choice": str(choice), "how": how, "measured": record["measured"]}
         return choice
+
+    def _is_begun(self, plan: Plan) -> bool:
+        """Whether a network of that plan is there, finished or under way."""
+        networks: dict[Role, str | None] = {"baseline": plan.baseline, "outer": plan.outer}
+        return any(
+            self.store.find(role, key) is not None or Checkpoints(self.store, role, key).any()
+            for role, key in networks.items()
+            if key is not None
+        )
 
     def train_outer(self) -> None:
         self._train({"baseline": self.plan.baseline, "outer": self.plan.outer})
@@ -273,19 +284,45 @@ class _Stages:
                     outer=self.plan.outer if from_outer else None,
                 )
             )
-        if tasks:
-            self.emit({"stage": tasks[0].role, "state": "start"})
-            self.crew.train(tasks)
+        with contextlib.ExitStack() as leases:
+            # In this order by every run, so that no two wait for each other.
+            missing = [
+                task for task in tasks if leases.enter_context(self._lease(task.role, task.key))
+            ]
+            if missing:
+                self.emit({"stage": missing[0].role, "state": "start"})
+                self.crew.train(missing)
             for task in tasks:
-                self._note_done(task.role)
+                if task in missing:
+                    self._note_done(task.role)
+                else:
+                    self._note_reused(task.role)
 
     def _do(self, stage: str, artifact: str, key: str, work: Callable[[], None]) -> None:
         if self.store.find(artifact, key) is not None:
             self._note_reused(stage)
             return
-        self.emit({"stage": stage, "state": "start"})
-        work()
-        self._note_done(stage)
+        with self._lease(artifact, key, stage) as held:
+            if not held:
+                self._note_reused(stage)
+                return
+            self.emit({"stage": stage, "state": "start"})
+            work()
+            self._note_done(stage)
+
+    def _lease(
+        self, artifact: str, key: str, stage: str | None = None
+    ) -> contextlib.AbstractContextManager[bool]:
+        """Wait while another run computes that artifact; whether it is this one's to compute."""
+
+        def waiting(holder: str) -> None:
+            text = f"another run ({holder}) computes this now: waiting for what it finds"
+            self.emit({"stage": stage or artifact, "waiting": text})
+
+        def done() -> bool:
+            return self.store.find(artifact, key) is not None
+
+        return lease(self.store, artifact, key, done=done, waiting=waiting)
 
     def _note_done(self, stage: str, facts: dict[str, Any] | None = None) -> None:
         self.session.drain()  # what the stage has to say comes before its end

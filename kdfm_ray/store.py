@@ -143,7 +143,10 @@ class Store:
 
     def _commit(self, stage: str, key: str, attempt: str, path: Path) -> None:
         files = {
-            file.relative_to(path).as_posix(): {"size": file.stat().st_size, "sha256": _sha(file)}
+            file.relative_to(path).as_posix(): {
+                "size": file.stat().st_size,
+                "sha256": file_hash(file),
+            }
             for file in sorted(path.rglob("*"))
             if file.is_file()
         }
@@ -239,7 +242,7 @@ def _check_files(path: Path, manifest: dict[str, Any], *, hashes: bool = False) 
         file = path / name
         size = file.stat().st_size if file.is_file() else None
         damaged = size != facts["size"] or (
-            hashes and facts["sha256"] is not None and _sha(file) != facts["sha256"]
+            hashes and facts["sha256"] is not None and file_hash(file) != facts["sha256"]
         )
         if damaged:
             raise UserError(
@@ -248,6 +251,12 @@ def _check_files(path: Path, manifest: dict[str, Any], *, hashes: bool = False) 
             )
 
 
-def _sha(file: Path) -> str:
+def file_facts(file: Path) -> dict[str, Any]:
+    """Its size in bytes and the SHA-256 of its content, as a manifest keeps them."""
+    return {"size": file.stat().st_size, "sha256": file_hash(file)}
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 of its content, as hex digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

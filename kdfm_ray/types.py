@@ -23,6 +23,14 @@ class UserError(Exception):
     """A mistake that the person at the keyboard can mend; its text is all that they need to see."""
 
 
+class RunFailed(Exception):
+    """The run cannot go on, and no setting is to blame; its text begins with the cause."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The run ended because it was asked to; its text says where it can be gone on from."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Images in memory (or memory-mapped) with their labels.

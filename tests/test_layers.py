@@ -19,6 +19,7 @@ LAYERS = [
     ["training"],
     ["method", "trust", "augment"],
     ["models", "data"],
+    ["checkpoints", "leases"],
     ["store"],
     ["config"],
     ["types"],

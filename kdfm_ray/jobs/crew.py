@@ -17,15 +17,20 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdfm_ray.config import Config
+from kdfm_ray.jobs.interrupts import hear_interrupts
 from kdfm_ray.jobs.session import Session, quiet_libraries
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.store import Store
-from kdfm_ray.types import Role, UserError
+from kdfm_ray.types import Role, RunFailed, Stopped, UserError
+
+if TYPE_CHECKING:
+    from kdfm_ray.training.runtime import Wish
 
 POLL_SECONDS = 0.1  # between a waiting worker's looks at the board
+PREEMPTION_CALLS = 5  # at each so many questions for wishes (one a second) Ray is asked, too
 
 
 @dataclass(frozen=True)
@@ -78,30 +83,38 @@ class Crew:
         """Train the networks of ``tasks`` in their order; each lands in the store when it is done.
 
         Raises:
+            Stopped: the user asked to stop; the state of the network is saved.
             UserError: a mistake that only a worker could see.
             FloatingPointError: the loss became NaN or infinite.
-            RuntimeError: a worker failed otherwise; the text has its traceback.
+            RunFailed: workers failed more often than ``faults.max_failures``; the text has the
+                traceback of the last one.
         """
-        if self._session.in_process:
-            self._train_here(tasks)
-            return
+        with hear_interrupts(self._say_stopping) as interrupt:
+            if self._session.in_process:
+                self._train_here(tasks, interrupt)
+            else:
+                self._train_by_workers(tasks, interrupt)
+
+    def _train_by_workers(self, tasks: list[TrainTask], interrupt: threading.Event) -> None:
         import ray
 
         if not self._alive():  # not started yet, or ended by somebody else while it waited
             self._start()
         ray.get(self._board.give.remote(tasks))
         self._given += 1
-        started = time.monotonic()
+        started, asked = time.monotonic(), False
         while self._alive():
             if ray.get(self._board.count_done.remote()) == self._given:
                 break
+            if interrupt.is_set() and not asked:
+                ray.get(self._board.ask_to_stop.remote())
+                started, asked = time.monotonic(), True
             assert self._fit is not None
             # Each look costs the workers some of their processor: the longer, the rarer.
             elapsed = time.monotonic() - started
             self._fit.join(timeout=min(1.0, max(POLL_SECONDS, elapsed / 100)))
         if ray.get(self._board.count_done.remote()) < self._given:
-            error = self._errors[0] if self._errors else RuntimeError("the workers left")
-            raise _first_cause(error) from error
+            raise self._why_not_done()
         if not self._session.keeps_workers:
             self.leave()
 
@@ -120,15 +133,35 @@ class Crew:
     def _alive(self) -> bool:
         return self._fit is not None and self._fit.is_alive()
 
-    def _train_here(self, tasks: list[TrainTask]) -> None:
+    def _why_not_done(self) -> BaseException:
+        """What the workers said themselves; else what Ray says of them."""
+        import ray
+
+        said: BaseException | None = ray.get(self._board.why_ended.remote())
+        if said is not None:
+            return said
+        error = self._errors[0] if self._errors else RuntimeError("the workers left")
+        cause = _first_cause(error, self._config.faults.max_failures)
+        cause.__cause__ = error
+        return cause
+
+    def _say_stopping(self) -> None:
+        text = "stopping after this update; Ctrl-C again stops at once, without saving"
+        self._session.emit({"stage": "", "note": text})
+
+    def _train_here(self, tasks: list[TrainTask], interrupt: threading.Event) -> None:
         """In this process, without Ray: to set breakpoints, and for small runs."""
         import torch
 
         from kdfm_ray.jobs.train import train_tasks
-        from kdfm_ray.training.runtime import Runtime
+        from kdfm_ray.training.runtime import Runtime, Wish
 
         device = torch.device("cuda" if self._session.use_gpu else "cpu")
-        runtime = Runtime(device=device, emit=self._session.emit)
+
+        def wish() -> Wish:
+            return Wish.STOP if interrupt.is_set() else Wish.NONE
+
+        runtime = Runtime(device=device, emit=self._session.emit, wish=wish)
         threads = self._session.cpus_per_worker
         train_tasks(tasks, self._config, self._store, runtime, threads=threads)
 
@@ -168,10 +201,10 @@ class Crew:
             run_config=RunConfig(
                 name=name,
                 storage_path=storage,
-                # A restart would begin the stage anew: until the loop saves its state inside a
-                # stage, a failed worker ends the run, and the next one goes on at this stage.
+                # Workers that are started again go on from the network's saved state. Machines
+                # that are taken away are nobody's fault, and counted apart (no limit).
                 failure_config=FailureConfig(
-                    max_failures=0, max_preemption_failures=0, controller_failure_limit=3
+                    max_failures=self._config.faults.max_failures, controller_failure_limit=3
                 ),
             ),
         )
@@ -192,6 +225,8 @@ class Board:
         self._lists: list[list[TrainTask]] = []
         self._done = 0
         self._closed = False
+        self._to_stop = False
+        self._ended: BaseException | None = None
 
     def give(self, tasks: list[TrainTask]) -> None:
         """Add a list for all workers."""
@@ -200,6 +235,22 @@ class Board:
     def close(self) -> None:
         """There will be no more."""
         self._closed = True
+
+    def ask_to_stop(self) -> None:
+        """Workers save their state after the next update and end."""
+        self._to_stop = True
+
+    def is_to_stop(self) -> bool:
+        """Whether they should."""
+        return self._to_stop
+
+    def end(self, why: BaseException) -> None:
+        """A worker ended for a reason that would not be another when it is started again."""
+        self._ended = self._ended or why
+
+    def why_ended(self) -> BaseException | None:
+        """That reason, if there is one."""
+        return self._ended
 
     def look(self, number: int) -> tuple[list[TrainTask] | None, bool]:
         """List ``number`` (from 0) if it is there, and whether it may yet come."""
@@ -230,21 +281,32 @@ def _work(loop_config: dict[str, Any]) -> None:
         keep_freed_memory,
     )
 
+    board = loop_config["board"]
+    if ray.get(board.why_ended.remote()) is not None:  # started again for nothing
+        return
     keep_freed_memory()
     context = ray.train.get_context()
-    rank = context.get_world_rank()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
     runtime = Runtime(
         rank=rank,
-        world_size=context.get_world_size(),
+        world_size=world_size,
         device=ray.train.torch.get_device(),
         emit=loop_config["emit"] if rank == 0 else ignore,
+        wish=_Wishes(board, rank),
     )
-    store, config, board = Store(loop_config["store"]), loop_config["config"], loop_config["board"]
+    store, config = Store(loop_config["store"]), loop_config["config"]
     number = ray.get(board.count_done.remote())
     while True:
         tasks, may_come = ray.get(board.look.remote(number))
         if tasks is not None:
-            train_tasks(tasks, config, store, runtime, threads=loop_config["threads"])
+            try:
+                train_tasks(tasks, config, store, runtime, threads=loop_config["threads"])
+            except (Stopped, UserError, FloatingPointError) as why:
+                if rank == 0 or isinstance(why, UserError):
+                    ray.get(board.end.remote(why))
+                if isinstance(why, UserError) and world_size > 1:
+                    raise  # the others may wait for this worker: Ray ends them
+                return
             if rank == 0:
                 ray.get(board.note_done.remote(number))
             number += 1
@@ -255,7 +317,32 @@ def _work(loop_config: dict[str, Any]) -> None:
             return
 
 
-def _first_cause(error: BaseException) -> BaseException:
+class _Wishes:
+    """What the user and the cluster want of a worker, for ``Runtime.wish``.
+
+    Ray answers the question after machines that will be taken away to all workers together, so
+    each of them asks at the same calls.
+    """
+
+    def __init__(self, board: Any, rank: int) -> None:
+        self._board, self._rank, self._calls = board, rank, 0
+        self._machine_goes = False
+
+    def __call__(self) -> Wish:
+        import ray
+        import ray.train
+
+        from kdfm_ray.training.runtime import Wish
+
+        if self._calls % PREEMPTION_CALLS == 0:
+            self._machine_goes = ray.train.get_preemption_info() is not None
+        self._calls += 1
+        if self._rank == 0 and ray.get(self._board.is_to_stop.remote()):
+            return Wish.STOP
+        return Wish.SAVE if self._machine_goes else Wish.NONE
+
+
+def _first_cause(error: BaseException, restarts: int) -> BaseException:
     """Why the workers failed: a cause that we know of any of them, else that of the first.
 
     When one worker fails, the others often report no more than that it has gone.
@@ -265,9 +352,12 @@ def _first_cause(error: BaseException) -> BaseException:
         original = getattr(failure, "_base_exc", failure)  # Ray wraps it to carry its traceback
         if isinstance(original, UserError | FloatingPointError):
             return original
+    again = f" (after {restarts} restarts)" if restarts else ""
     if failures:
         rank, failure = failures[0]
-        return RuntimeError(f"training worker {rank} failed: {failure}")
+        lines = [line for line in str(failure).splitlines() if line.strip()]
+        cause = lines[-1].strip() if lines else type(failure).__name__
+        return RunFailed(f"training worker {rank} failed{again}: {cause}\nIts report:\n{failure}")
     if isinstance(error, Exception):
-        return RuntimeError(f"training failed: {error}")
+        return RunFailed(f"training failed{again}: {error}")
     return error

@@ -14,6 +14,7 @@ from kdfm_ray.config import Config
 from kdfm_ray.data import catalog, folder
 from kdfm_ray.data.split import Split, make_split
 from kdfm_ray.jobs.session import Session
+from kdfm_ray.leases import lease
 from kdfm_ray.store import Artifact, Draft, Store
 from kdfm_ray.types import UNKNOWN, Dataset, Emit, ImageSet, UserError
 
@@ -109,11 +110,21 @@ def _prepare(store_root: str, config: Config, emit: Emit) -> tuple[str, str, boo
     artifact = store.find("dataset", dataset_key)
     reused = artifact is not None
     if artifact is None:
-        started = time.perf_counter()
-        dataset = _load(config, listing, emit)
-        with store.writing("dataset", dataset_key) as draft:
-            warnings = () if listing is None else listing.warnings
-            _write_dataset(draft, dataset, warnings, started)
+
+        def waiting(holder: str) -> None:
+            text = f"another run ({holder}) reads these images now: waiting for them"
+            emit({"stage": "data", "waiting": text})
+
+        def done() -> bool:
+            return store.find("dataset", dataset_key) is not None
+
+        with lease(store, "dataset", dataset_key, done=done, waiting=waiting) as held:
+            if held:
+                started = time.perf_counter()
+                dataset = _load(config, listing, emit)
+                with store.writing("dataset", dataset_key) as draft:
+                    warnings = () if listing is None else listing.warnings
+                    _write_dataset(draft, dataset, warnings, started)
         artifact = store.find("dataset", dataset_key)
         assert artifact is not None
     facts = artifact.record()

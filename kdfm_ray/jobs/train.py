@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kdfm_ray.checkpoints import Checkpoints
 from kdfm_ray.config import Config
 from kdfm_ray.jobs.crew import TrainTask
 from kdfm_ray.jobs.prepare import load_training_data, make_network
@@ -21,19 +22,34 @@ from kdfm_ray.training.runtime import Runtime
 def train_tasks(
     tasks: list[TrainTask], config: Config, store: Store, runtime: Runtime, *, threads: int
 ) -> None:
-    """Train the networks of ``tasks`` in their order."""
+    """Train the networks of ``tasks`` in their order, but for those that are there already.
+
+    All workers have to agree on what is there: rank 0 looks.
+    """
     torch.set_num_threads(threads)
     for task in tasks:
-        train_and_store(task, config, store, runtime)
+        missing = runtime.rank == 0 and store.find(task.role, task.key) is None
+        if runtime.largest([int(missing)])[0]:
+            train_and_store(task, config, store, runtime)
 
 
 def train_and_store(task: TrainTask, config: Config, store: Store, runtime: Runtime) -> None:
-    """Train one network and, on rank 0, write it to the store under its key."""
+    """Train one network, from its saved state if there is one; rank 0 writes it to the store."""
+    checkpoints = Checkpoints(store, task.role, task.key)
     data = load_training_data(store, config, task.dataset, task.split, task.trusted)
     network = _initial_network(task, config, store)
-    result = train_network(network, data, config, task.role, runtime, numerics=task.numerics)
+    result = train_network(
+        network,
+        data,
+        config,
+        task.role,
+        runtime,
+        numerics=task.numerics,
+        checkpoints=checkpoints,
+    )
     if runtime.rank == 0:
         write_network(store, task, config, result, network.notes)
+        checkpoints.clear()
 
 
 def write_network(
@@ -48,6 +64,7 @@ def write_network(
             {
                 "role": task.role,
                 "seconds": result.seconds,
+                "resumed": result.resumed,
                 "val_accuracy": result.val_accuracy,
                 "numerics": asdict(task.numerics),
                 "steps": config.train.steps,

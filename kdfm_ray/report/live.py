@@ -65,12 +65,21 @@ class LiveView:
         """Show an event; those of unknown stages are passed over."""
         with self._lock:
             stage, state = event.get("stage", ""), event.get("state")
+            if "note" in event:
+                self._line(event["note"])
             if stage not in TITLES:
                 return
             if state == "reused":
                 self._line(f"{TITLES[stage]}: done before, reused from the store")
             elif state == "start":
                 self._bar(stage)
+            elif "waiting" in event:
+                self._line(f"{TITLES[stage]}: {event['waiting']}")
+            elif "warning" in event:
+                self._line(f"warning: {TITLES[stage]}: {event['warning']}")
+            elif "resumed" in event:
+                self._bar(stage, event["total"])
+                self._line(f"{TITLES[stage]}: going on after update {event['resumed']}")
             elif state == "done":
                 self._finish(stage, event)
             elif stage not in self._finished:  # an event may come after its stage's end

@@ -47,7 +47,8 @@ class RunFolder:
         if event.get("stage") not in ROLES or not ("loss" in event or "val_accuracy" in event):
             return
         with self._lock:
-            self._write({key: value for key, value in event.items() if key != "total"})
+            if _line_key(event) not in self._written:  # workers that start again report anew
+                self._write({key: value for key, value in event.items() if key != "total"})
 
     def complete(self, network: Artifact) -> None:
         """Write those lines of a finished network that were not seen live."""

@@ -1,20 +1,18 @@
 """The only training loop: outer, inner, plain FixMatch and labeled-only networks alike.
 
-Time is ``step``, the number of finished optimizer updates. Metrics stay sums on the device until
-a line of them is written; then they are added over workers and divided once.
+Time is ``step``, the number of finished optimizer updates. A training that was interrupted goes on
+from its saved state and ends with the same weights as one that was not.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdfm_ray.checkpoints import Checkpoints
 from kdfm_ray.config import Config
 from kdfm_ray.data.streams import rng
 from kdfm_ray.method.fixmatch import Loss, StepOutput, fixmatch_step, supervised_step
@@ -24,9 +22,12 @@ from kdfm_ray.models.ema import Ema
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.training.batches import Batch, Batches, ImageSource, TrainingData
 from kdfm_ray.training.evaluate import count_correct
+from kdfm_ray.training.meter import Meter
 from kdfm_ray.training.optimizer import cosine_factor, make_optimizer
-from kdfm_ray.training.runtime import Runtime
-from kdfm_ray.types import Role
+from kdfm_ray.training.runtime import Runtime, Wish
+from kdfm_ray.training.saver import Saver
+from kdfm_ray.training.state import State, copy_state, restore_state
+from kdfm_ray.types import Role, Stopped, UserError
 
 EVAL_BATCH = 512  # images per forward pass of a validation
 
@@ -39,13 +40,15 @@ class TrainResult:
         network: the averaged (EMA) network, in eval mode; the same on all workers.
         metrics: one dict per line of ``metrics.jsonl``, on rank 0; empty elsewhere.
         val_accuracy: top-1 fraction on the validation split; ``None`` without one.
-        seconds: wall time of the loop.
+        seconds: wall time of the loop, without what was lost or waited between interruptions.
+        resumed: steps at which it went on from a saved state.
     """
 
     network: Network
     metrics: list[dict[str, Any]]
     val_accuracy: float | None
     seconds: float
+    resumed: list[int]
 
 
 def train_network(
@@ -56,31 +59,97 @@ def train_network(
     runtime: Runtime,
     *,
     numerics: Numerics,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainResult:
     """Train ``network`` for ``config.train.steps`` updates and return its moving average.
 
+    Args:
+        network: with its starting weights.
+        data: the same on all workers.
+        config: the run's.
+        role: which network.
+        runtime: where this worker stands.
+        numerics: as resolved, the same on all workers.
+        checkpoints: where states are saved, and gone on from where there is one; ``None``: nowhere.
+
     Raises:
-        FloatingPointError: the loss became NaN or infinite; names the step.
+        FloatingPointError: the loss became NaN or infinite; names the update.
+        Stopped: it was asked to stop; the state is saved.
+        UserError: there are saved states, and none that can be gone on with.
         ValueError: ``norm_sync = global`` on a CPU.
     """
     train = config.train
     training = Training(network, data, config, role, runtime, numerics)
-    meter = _Meter(role, training.batches, config, runtime)
-    started = time.perf_counter()
-    for step in range(train.steps):
-        sums = training.update(step)
-        done = step + 1
-        meter.add(sums)
-        if done % train.log_every == 0 or done == train.steps:
-            meter.write(done, learning_rate=training.learning_rate(step))
-        if done % train.eval_every == 0 or done == train.steps:
-            with meter.pause():
-                source = training.batches.source
-                accuracy = validate(training.ema.network, source, data, runtime, numerics)
-            meter.write_validation(done, accuracy)
+    meter = Meter(role, training.batches, config, runtime)
+    saver = Saver(checkpoints, config.faults, runtime, role)
+    started = _resume(training, meter, saver, runtime)
+    try:
+        for step in range(started, train.steps):
+            meter.add(training.update(step))
+            done = step + 1
+            if done % train.log_every == 0 or done == train.steps:
+                meter.write(done, learning_rate=training.learning_rate(step))
+            if done % train.eval_every == 0 or done == train.steps:
+                with meter.pause():
+                    source = training.batches.source
+                    accuracy = validate(training.ema.network, source, data, runtime, numerics)
+                meter.write_validation(done, accuracy)
+            wish = saver.decide(done) if done < train.steps else Wish.NONE
+            if wish != Wish.NONE:
+                _save(training, meter, saver, done, runtime, wait=wish == Wish.STOP)
+            if wish == Wish.STOP:
+                raise _stopped(role, done, train.steps, saver)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error}{_what_stays(saver)}") from error
+    finally:
+        saver.finish()
     runtime.average_buffers(training.ema.network)
-    seconds = time.perf_counter() - started
-    return TrainResult(training.ema.network, meter.lines, meter.val_accuracy, seconds)
+    return TrainResult(
+        training.ema.network, meter.lines, meter.val_accuracy, meter.seconds, meter.resumed
+    )
+
+
+def _resume(training: Training, meter: Meter, saver: Saver, runtime: Runtime) -> int:
+    """Go on from the newest saved state, if there is one; returns the finished updates."""
+    state = saver.resume()
+    if state is None:
+        return 0
+    try:
+        restore_state(state, training.network, training.ema.network, training.optimizer, runtime)
+        meter.restore(state.facts, state.step)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"cannot go on from the state after update {state.step} in {saver.place} ({error}): "
+            "delete that folder to train this network from its start"
+        ) from error
+    return state.step
+
+
+def _save(
+    training: Training, meter: Meter, saver: Saver, step: int, runtime: Runtime, *, wait: bool
+) -> None:
+    with meter.pause():
+        facts = meter.facts(step)  # raises where the loss is not finite: nothing is saved then
+        state: State | None = copy_state(
+            step, training.network, training.ema.network, training.optimizer, facts, runtime
+        )
+        saver.save(state, wait=wait)
+
+
+def _stopped(role: Role, step: int, steps: int, saver: Saver) -> Stopped:
+    if saver.last_saved == step:
+        kept = "its state is saved, and the same command goes on from there"
+    elif saver.last_saved is not None:
+        kept = f"the same command goes on from the state after update {saver.last_saved}"
+    else:
+        kept = "no state of it was saved"
+    return Stopped(f"stopped after update {step} of {steps} of the {role} network; {kept}")
+
+
+def _what_stays(saver: Saver) -> str:
+    if not saver.place or saver.last_saved is None:
+        return ""
+    return f". The last good state, after update {saver.last_saved}, stays in {saver.place}"
 
 
 class Training:
@@ -215,85 +284,6 @@ class _Loss:
         # pass without a graph has cast into the pass that needs their gradient.
         with self._numerics.autocast(self._device):
             return self._wrapped(images)
-
-
-class _Meter:
-    """Adds up what steps report, and turns it into lines of metrics on rank 0."""
-
-    def __init__(self, role: Role, batches: Batches, config: Config, runtime: Runtime) -> None:
-        self.lines: list[dict[str, Any]] = []
-        self.val_accuracy: float | None = None
-        self._role, self._batches, self._config, self._runtime = role, batches, config, runtime
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
-        self._since = time.perf_counter()
-
-    def add(self, sums: dict[str, Tensor]) -> None:
-        for name, value in sums.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._steps += 1
-
-    def write(self, step: int, *, learning_rate: float) -> None:
-        names = list(self._sums)
-        totals = torch.stack([self._sums[name].to(torch.float64) for name in names])
-        values = self._runtime.sum_over_workers(totals).tolist()
-        sums = dict(zip(names, values, strict=True))
-        _check_finite(sums, step, self._role)
-        now = time.perf_counter()
-        views = self._batches.size_x + 2 * self._batches.size_u
-        line = self._means(sums) | {
-            "learning_rate": learning_rate,
-            "images_per_second": views * self._steps / (now - self._since),
-        }
-        self._sums, self._steps, self._since = {}, 0, now
-        self._put(step, line)
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """What happens here is no training time."""
-        before = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - before
-
-    def write_validation(self, step: int, accuracy: float | None) -> None:
-        if accuracy is None:
-            return
-        self.val_accuracy = accuracy
-        self._put(step, {"val_accuracy": accuracy})
-
-    def _means(self, sums: dict[str, float]) -> dict[str, float | None]:
-        count_x = self._batches.size_x * self._steps
-        loss_x = sums["loss_x"] / count_x
-        if "loss_u" not in sums:
-            return {"loss": loss_x, "loss_x": loss_x}
-        count_u = self._batches.size_u * self._steps
-        loss_u = sums["loss_u"] / count_u
-        known = sums["known"]
-        return {
-            "loss": loss_x + self._config.fixmatch.lambda_u * loss_u,
-            "loss_x": loss_x,
-            "loss_u": loss_u,
-            "mask_rate": sums["mask"] / count_u,
-            "trusted_rate": sums["trusted"] / max(1.0, sums["counted"]),
-            "override_rate": sums["override"] / max(1.0, sums["counted"]),
-            "pseudo_label_precision": sums["correct"] / known if known else None,
-        }
-
-    def _put(self, step: int, values: dict[str, Any]) -> None:
-        if self._runtime.rank != 0:
-            return
-        line = {"stage": self._role, "step": step} | values
-        self.lines.append(line)
-        self._runtime.emit(line | {"total": self._config.train.steps})
-
-
-def _check_finite(sums: dict[str, float], step: int, role: str) -> None:
-    bad = [name for name in ("loss_x", "loss_u") if not abs(sums.get(name, 0.0)) < float("inf")]
-    if bad:
-        raise FloatingPointError(
-            f"the {role} network's {' and '.join(bad)} became NaN or infinite in the updates "
-            f"before step {step}: lower train.learning_rate, or use train.precision fp32"
-        )
 
 
 def _has_dropout(network: nn.Module) -> bool:

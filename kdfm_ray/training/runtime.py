@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 import torch
 import torch.distributed as dist
@@ -51,6 +53,19 @@ def ignore(event: Event) -> None:
     """Listen to nothing."""
 
 
+class Wish(IntEnum):
+    """What somebody outside wants of a training; of several wishes the highest counts."""
+
+    NONE = 0
+    SAVE = 1  # this worker's machine will be taken away soon
+    STOP = 2  # the user wants to go on another time: save, and end
+
+
+def no_wish() -> Wish:
+    """Nobody wants anything."""
+    return Wish.NONE
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Where this worker stands.
@@ -60,12 +75,14 @@ class Runtime:
         world_size: number of workers.
         device: where this worker computes.
         emit: takes progress events; called by rank 0 only.
+        wish: asked about once a second, on every worker at the same step.
     """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     emit: Emit = ignore
+    wish: Callable[[], Wish] = no_wish
 
     def wrap(self, network: nn.Module, *, norm_sync: str) -> nn.Module:
         """The network with gradients averaged over workers.
@@ -90,6 +107,22 @@ class Runtime:
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
+
+    def largest(self, values: list[int]) -> list[int]:
+        """Elementwise largest over workers: what one of them wants, all of them do."""
+        if self.world_size == 1:
+            return values
+        found = torch.tensor(values, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return [int(value) for value in found.tolist()]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The ``[n]`` of every worker, as ``[world_size, n]`` on all of them."""
+        if self.world_size == 1:
+            return values[None]
+        rows = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(rows, values.contiguous())
+        return torch.stack(rows)
 
     @torch.no_grad()
     def average_buffers(self, network: nn.Module) -> None:
