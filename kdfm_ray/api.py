@@ -167,6 +167,8 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
         view(event)
 
     with LiveView(console) as view:
+        if folder.note:
+            view({"note": folder.note})
         finished = run(config, emit, verbose=verbose)
     for role in SHOWN:
         if role in finished.artifacts:

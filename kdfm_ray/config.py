@@ -300,6 +300,13 @@ class Config(Section):
             raise ValueError(f"{out} is a file; give a folder for the run")
         return out
 
+    @field_validator("store")
+    @classmethod
+    def _store_holds_no_secret(cls, store: str | None) -> str | None:
+        if store is not None and holds_secret(store):
+            raise ValueError(SECRET_IN_URI)
+        return store
+
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         problems = []
@@ -348,6 +355,17 @@ class Config(Section):
         except (OSError, yaml.YAMLError) as error:
             raise UserError(f"cannot read the configuration {path}: {error}") from error
         return parse_config(values)
+
+
+SECRET_IN_URI = (
+    "a URI with a user or password in it would be printed and saved with the run: leave it out, "
+    "and give credentials as the file system's own environment variables or files"
+)
+
+
+def holds_secret(uri: str) -> bool:
+    """Whether a URI has a user or password before its host."""
+    return "@" in uri.partition("://")[2].partition("/")[0]
 
 
 def absolute_paths(config: Config) -> Config:

@@ -20,10 +20,11 @@ from kdfm_ray.checkpoints import Checkpoints
 from kdfm_ray.config import Config, absolute_paths
 from kdfm_ray.jobs.crew import Crew, TrainTask
 from kdfm_ray.jobs.session import Session, open_session
+from kdfm_ray.jobs.shared import check_shared
 from kdfm_ray.leases import lease
 from kdfm_ray.models.numerics import Numerics, allowed_numerics
 from kdfm_ray.store import Artifact, Store, default_root
-from kdfm_ray.types import Emit, Role, UserError
+from kdfm_ray.types import Emit, Role, RunFailed, UserError
 
 if TYPE_CHECKING:
     from kdfm_ray.jobs.prepare import Prepared
@@ -85,6 +86,7 @@ def run(config: Config, emit: Emit, *, verbose: bool = False) -> Finished:
         open_session(config.scale, emit, verbose=verbose) as session,
         Crew(session, store, absolute_paths(config)) as crew,
     ):
+        check_shared(session, store)
         stages = _Stages(config, store, session, crew, emit)
         stages.data()
         stages.train_outer()
@@ -156,7 +158,9 @@ class _Stages:
             self.reused.append("data")
         numerics = self._numerics()
         self.plan = self._plan_with(numerics)
-        self._note_done("data", self.prepared.facts | {"numerics": self.how_numerics})
+        facts = self.prepared.facts
+        self._note_done("data", facts | {"numerics": self.how_numerics})
+        self._warn("data", [*facts["data_warnings"], *facts["split_warnings"]])
 
     def _plan_with(self, numerics: Numerics) -> Plan:
         return make_plan(self.config, self.prepared.dataset.key, self.prepared.split.key, numerics)
@@ -284,6 +288,12 @@ class _Stages:
                     outer=self.plan.outer if from_outer else None,
                 )
             )
+        self._train_missing(tasks)
+        for role, key in networks.items():
+            if key is not None:
+                self._warn_of(role, role, key)
+
+    def _train_missing(self, tasks: list[TrainTask]) -> None:
         with contextlib.ExitStack() as leases:
             # In this order by every run, so that no two wait for each other.
             missing = [
@@ -299,6 +309,10 @@ class _Stages:
                     self._note_reused(task.role)
 
     def _do(self, stage: str, artifact: str, key: str, work: Callable[[], None]) -> None:
+        self._do_missing(stage, artifact, key, work)
+        self._warn_of(stage, artifact, key)
+
+    def _do_missing(self, stage: str, artifact: str, key: str, work: Callable[[], None]) -> None:
         if self.store.find(artifact, key) is not None:
             self._note_reused(stage)
             return
@@ -323,6 +337,22 @@ class _Stages:
             return self.store.find(artifact, key) is not None
 
         return lease(self.store, artifact, key, done=done, waiting=waiting)
+
+    def _warn_of(self, stage: str, artifact: str, key: str) -> None:
+        """Show the warnings that a stage has left, which a worker may have shown already."""
+        found = self.store.find(artifact, key)
+        assert found is not None
+        self._warn(stage, found.record().get("warnings", []))
+
+    def _warn(self, stage: str, warnings: list[str]) -> None:
+        for text in warnings:
+            self.emit({"stage": stage, "warning": text})
+        if warnings and self.config.on_warning == "stop":
+            raise RunFailed(
+                f"stopped after a warning of the stage {stage}, as on_warning = stop: "
+                f"{'; '.join(warnings)}. All that is finished is kept; the same command with "
+                "--on-warning continue goes on"
+            )
 
     def _note_done(self, stage: str, facts: dict[str, Any] | None = None) -> None:
         self.session.drain()  # what the stage has to say comes before its end

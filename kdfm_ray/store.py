@@ -26,6 +26,7 @@ from typing import Any
 
 import fsspec
 
+from kdfm_ray.config import SECRET_IN_URI, holds_secret
 from kdfm_ray.types import UserError
 
 MANIFEST = "manifest.json"
@@ -85,6 +86,8 @@ class Store:
     def __init__(self, root: str) -> None:
         """Open ``root``: a folder (made when missing) or a URI such as ``s3://bucket/prefix``."""
         self.remote = "://" in root
+        if holds_secret(root):
+            raise UserError(f"the store: {SECRET_IN_URI}")
         self.root = root.rstrip("/") if self.remote else str(Path(root).expanduser().resolve())
         if not self.remote:
             _make_folder(Path(self.root))

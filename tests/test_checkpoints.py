@@ -1,6 +1,7 @@
 """States in the store: whole or not there, whatever happens between two file operations."""
 
 import builtins
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -78,40 +79,44 @@ OPERATIONS = [
 ]
 
 
+class Fuse:
+    """Counts file operations, and crashes from the given one on."""
+
+    def __init__(self, crash_at):
+        self.crash_at, self.count = crash_at, 0
+
+    def wrap(self, function):
+        def counted(*args, **kwargs):
+            self.count += 1
+            if self.count >= self.crash_at:
+                raise Crash
+            return function(*args, **kwargs)
+
+        return counted
+
+
 def test_a_crash_before_any_file_operation_leaves_nothing_half_read(tmp_path, monkeypatch):
     """Every point of the third write, in turn: then there is the state before it, or its own."""
     outcomes = set()
     for crash_at in range(1, 200):
-        root = tmp_path / str(crash_at)
-        checkpoints = Checkpoints(Store(str(root)), "outer", "k")
-        write(checkpoints, 1)
-        write(checkpoints, 2)
-        count, crashed = 0, False
+        store = Store(str(tmp_path / str(crash_at)))
+        write(Checkpoints(store, "outer", "k"), 1)
+        write(Checkpoints(store, "outer", "k"), 2)
+        fuse = Fuse(crash_at)
         with monkeypatch.context() as patch:
             for owner, name in OPERATIONS:
-                plain = getattr(owner, name)
-
-                def counted(*args, _plain=plain, **kwargs):
-                    nonlocal count
-                    count += 1
-                    if count >= crash_at:
-                        raise Crash
-                    return _plain(*args, **kwargs)
-
-                patch.setattr(owner, name, counted)
-            try:
-                write(checkpoints, 3)
-            except Crash:
-                crashed = True
-        with Checkpoints(Store(str(root)), "outer", "k").latest() as found:
+                patch.setattr(owner, name, fuse.wrap(getattr(owner, name)))
+            with contextlib.suppress(Crash):
+                write(Checkpoints(store, "outer", "k"), 3)
+        with Checkpoints(store, "outer", "k").latest() as found:
             assert (found.path / "a.txt").read_text() == "state"
             assert (found.path / "b.txt").read_text() == "statestate"
             outcomes.add(found.step)
-        if not crashed:
+        if fuse.count < crash_at:
             break
-        write(checkpoints, 4)  # and it goes on
-        with checkpoints.latest() as found:
+        write(Checkpoints(store, "outer", "k"), 4)  # and it goes on
+        with Checkpoints(store, "outer", "k").latest() as found:
             assert found.step == 4
-    assert not crashed, "all points were tried"
-    assert crash_at > 8
+    assert fuse.count < crash_at, "all points were tried"
+    assert fuse.count > 8
     assert outcomes == {2, 3}

@@ -12,6 +12,7 @@ An artifact holds Parquet files with one row per unlabeled image:
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from kdfm_ray.types import Emit
 
 PARTS = "parts"  # folder of the Parquet files in the artifact
 SHARD_IMAGES = 16_384  # at most in one file
+ONE_CLASS = 0.98  # share of all pseudo labels from which they say nothing
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,16 @@ def label(
                 labeler({name: np.array([bound]) for name, bound in shard.items()})
         else:
             _label_by_job(task, bounds, session, actors)
-        _check_complete(draft, count)
-        seconds = time.perf_counter() - started
-        draft.write_record({"count": count, "seconds": seconds, "numerics": asdict(numerics)})
+        class_counts = _check_complete(draft, count, len(prepared.facts["classes"]))
+        draft.write_record(
+            {
+                "count": count,
+                "seconds": time.perf_counter() - started,
+                "numerics": asdict(numerics),
+                "class_counts": class_counts,
+                "warnings": _label_warnings(class_counts, prepared.facts["classes"]),
+            }
+        )
 
 
 class Labeler:
@@ -216,17 +225,39 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     return flat.reshape(len(column), -1)
 
 
-def _check_complete(draft: Draft, count: int) -> None:
-    """Every image once: checked before the artifact counts."""
+def _check_complete(draft: Draft, count: int, num_classes: int) -> list[int]:
+    """Every image once: checked before the artifact counts. Returns images per pseudo label."""
     folder = f"{draft.url}/{PARTS}"
     filesystem, root = fsspec.url_to_fs(folder)
-    index = []
+    seen, class_counts, rows = np.zeros(count, dtype=bool), np.zeros(num_classes, np.int64), 0
     for name in filesystem.ls(root, detail=False):
         with filesystem.open(name, "rb") as file:
-            index.append(pq.read_table(file, columns=["index"])["index"].to_numpy())
-    found = np.concatenate(index) if index else np.empty(0, np.int64)
-    if not np.array_equal(np.sort(found), np.arange(count)):
+            table = pq.read_table(file, columns=["index", "pseudo_label"])
+        seen[table["index"].to_numpy()] = True
+        class_counts += np.bincount(table["pseudo_label"].to_numpy(), minlength=num_classes)
+        rows += len(table)
+    if rows != count or not seen.all():
         raise RuntimeError(
-            f"labeling gave {len(found)} rows, {len(np.unique(found))} of them distinct, for "
-            f"{count} images: run again; if it happens again, please report it"
+            f"labeling gave {rows} rows, {seen.sum()} of them distinct, for {count} images: run "
+            "again; if it happens again, please report it"
         )
+    return [int(number) for number in class_counts]
+
+
+def _label_warnings(class_counts: list[int], classes: Sequence[str]) -> list[str]:
+    """Where the outer network sees one class everywhere, or some nowhere."""
+    total, largest = sum(class_counts), int(np.argmax(class_counts))
+    if len(classes) > 1 and class_counts[largest] > ONE_CLASS * total:
+        return [
+            f"{class_counts[largest]:,} of {total:,} pseudo labels are {classes[largest]}: the "
+            "outer network has not learned to tell the classes apart, and selection can only keep "
+            "that; train for more steps, lower train.learning_rate, or give more labeled images"
+        ]
+    missing = [name for name, number in zip(classes, class_counts, strict=True) if number == 0]
+    if not missing:
+        return []
+    names = ", ".join(missing[:10]) + (" and others" if len(missing) > 10 else "")
+    return [
+        f"no image was labeled {names}: train the outer network for more steps, or give those "
+        "classes more labeled images"
+    ]

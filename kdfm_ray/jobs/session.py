@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kdfm_ray.config import ScaleConfig
-from kdfm_ray.types import Emit, Event, UserError
+from kdfm_ray.types import Emit, Event, RunFailed, UserError
 
 T = TypeVar("T")
 POLL_SECONDS = 0.25  # between looks at the progress of remote work
@@ -119,6 +119,7 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
         yield Session(True, cpus, _usable_gpus(scale, gpus), cpus, emit, scale, verbose)
         return
     import ray
+    from ray.exceptions import RayError
 
     ours = not ray.is_initialized()
     if ours:
@@ -143,9 +144,21 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
             )
             _check_fits(session)
             yield session
+    except RayError as error:
+        raise RunFailed(
+            f"{_cause(error)}. What is finished or saved stays in the store, and the same command "
+            "goes on from it"
+        ) from error
     finally:
         if ours:
             ray.shutdown()
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong on Ray's side, in one line."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
 
 
 def prepare_environment(*, local: bool, verbose: bool = False) -> None:

@@ -65,6 +65,7 @@ def write_network(
                 "role": task.role,
                 "seconds": result.seconds,
                 "resumed": result.resumed,
+                "warnings": result.warnings,
                 "val_accuracy": result.val_accuracy,
                 "numerics": asdict(task.numerics),
                 "steps": config.train.steps,

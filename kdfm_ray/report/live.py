@@ -42,6 +42,7 @@ class LiveView:
         self._numbers: dict[str, str] = {}
         self._done: dict[str, int] = {}
         self._finished: set[str] = set()
+        self._warned: set[str] = set()
         self._last_line = 0.0
         self._progress = Progress(
             TextColumn("{task.description:<27}"),
@@ -76,7 +77,7 @@ class LiveView:
             elif "waiting" in event:
                 self._line(f"{TITLES[stage]}: {event['waiting']}")
             elif "warning" in event:
-                self._line(f"warning: {TITLES[stage]}: {event['warning']}")
+                self._warn(f"warning: {TITLES[stage]}: {event['warning']}")
             elif "resumed" in event:
                 self._bar(stage, event["total"])
                 self._line(f"{TITLES[stage]}: going on after update {event['resumed']}")
@@ -115,6 +116,12 @@ class LiveView:
         self._plain(f"{TITLES[stage]}: done  {numbers}")
         if "numerics" in event:
             self._line(_numerics(event["numerics"]))
+
+    def _warn(self, text: str) -> None:
+        """Once each: a worker says it when it happens, the pipeline when the stage is over."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self._line(text)
 
     def _line(self, text: str) -> None:
         if self.console.is_terminal:

@@ -9,11 +9,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from kdfm_ray.config import Config
+from kdfm_ray.config import NOT_IN_HASH, Config
 from kdfm_ray.store import Artifact
 from kdfm_ray.types import Event, UserError
 
 ROLES = ("baseline", "outer", "inner")
+LATER_STAGES = ("select.", "inner.")  # settings that no earlier stage depends on
 
 
 class RunFolder:
@@ -27,13 +28,14 @@ class RunFolder:
         """Open the folder for a run with this config; nothing is written yet.
 
         Raises:
-            UserError: the folder holds a finished run with another config, or other files.
+            UserError: the folder holds a run with another config, or other files. An unfinished
+                run may be gone on with when only settings of later stages are others.
         """
         self.path, self._config = path, config
         self._written: set[tuple[str, int, bool]] = set()  # (stage, step, is it a validation)
         self._lock = threading.Lock()
         self._tensorboard: Any = None
-        _check_same_run(path, config)
+        self.note = _check_same_run(path, config)  # what is different from an unfinished run here
 
     def open(self) -> None:
         """Make the folder and save the config; metrics of an earlier try are written anew."""
@@ -105,27 +107,32 @@ def default_path(name: str, config: Config) -> Path:
     return Path("runs") / f"{name}-{config.hash()[:8]}"
 
 
-def _check_same_run(path: Path, config: Config) -> None:
+def _check_same_run(path: Path, config: Config) -> str:
     saved = path / "config.yaml"
     if not saved.is_file():
         if path.is_dir() and any(path.iterdir()):
             raise UserError(
                 f"{path} holds other files and no run: give a new or an empty folder with --out"
             )
-        return
+        return ""
     before = Config.from_yaml(saved)
-    if before.hash() == config.hash() or not (path / "report.json").is_file():
-        return  # an unfinished run may be tried again with other settings
-    old, new = _flat(before.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
-    ignored = ("out", "store", "scale.", "data.root", "label.num_actors")
-    changed = [
-        f"{name} was {old.get(name)!r}, is {new[name]!r}"
+    if before.hash() == config.hash():
+        return ""
+    old, new = (
+        _flat(each.model_dump(mode="json", exclude=NOT_IN_HASH)) for each in (before, config)
+    )
+    changed = {
+        name: f"{name} was {old.get(name)!r}, is {new[name]!r}"
         for name in new
-        if new[name] != old.get(name) and not name.startswith(ignored)
-    ]
+        if new[name] != old.get(name)
+    }
+    finished = (path / "report.json").is_file()
+    if not finished and all(name.startswith(LATER_STAGES) for name in changed):
+        return f"going on with the unfinished run in {path}; {'; '.join(changed.values())}"
+    kind = "a run" if finished else "an unfinished run"
     raise UserError(
-        f"{path} holds a run with another config ({'; '.join(changed)}): give another folder "
-        "with --out, or delete that one"
+        f"{path} holds {kind} with another config ({'; '.join(changed.values())}): give another "
+        "folder with --out (stages that both have in common are not done again), or delete that one"
     )
 
 

@@ -42,6 +42,7 @@ class TrainResult:
         val_accuracy: top-1 fraction on the validation split; ``None`` without one.
         seconds: wall time of the loop, without what was lost or waited between interruptions.
         resumed: steps at which it went on from a saved state.
+        warnings: what the user should know, on rank 0.
     """
 
     network: Network
@@ -49,6 +50,7 @@ class TrainResult:
     val_accuracy: float | None
     seconds: float
     resumed: list[int]
+    warnings: list[str]
 
 
 def train_network(
@@ -105,7 +107,12 @@ def train_network(
         saver.finish()
     runtime.average_buffers(training.ema.network)
     return TrainResult(
-        training.ema.network, meter.lines, meter.val_accuracy, meter.seconds, meter.resumed
+        network=training.ema.network,
+        metrics=meter.lines,
+        val_accuracy=meter.val_accuracy,
+        seconds=meter.seconds,
+        resumed=meter.resumed,
+        warnings=meter.warnings,
     )
 
 

@@ -19,6 +19,7 @@ from kdfm_ray.training.runtime import Runtime
 from kdfm_ray.types import Role
 
 LOSSES = ("loss_x", "loss_u")
+PATIENCE = 1 / 3  # of a training may pass without a pseudo label before somebody should know
 
 
 class Meter:
@@ -28,6 +29,7 @@ class Meter:
         lines: all lines so far, on rank 0.
         val_accuracy: of the last validation.
         resumed: steps at which the training went on from a saved state.
+        warnings: what the user should know, each with what to try; on rank 0.
     """
 
     def __init__(self, role: Role, batches: Batches, config: Config, runtime: Runtime) -> None:
@@ -35,6 +37,7 @@ class Meter:
         self.lines: list[dict[str, Any]] = []
         self.val_accuracy: float | None = None
         self.resumed: list[int] = []
+        self.warnings: list[str] = []
         self._role, self._batches, self._config, self._runtime = role, batches, config, runtime
         self._sums: dict[str, Tensor] = {}
         self._losses: list[Tensor] = []  # of each update of this window, to name the one that broke
@@ -74,6 +77,7 @@ class Meter:
         self._sums, self._losses, self._steps, self._since = {}, [], 0, now
         self._first = step
         self._put({"step": step} | line)
+        self._watch_mask(step)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -106,6 +110,7 @@ class Meter:
             "lines": list(self.lines),
             "val_accuracy": self.val_accuracy,
             "resumed": list(self.resumed),
+            "warnings": list(self.warnings),
             "seconds": now - self._started,
             "window": {
                 "steps": self._steps,
@@ -134,6 +139,7 @@ class Meter:
         self.resumed = [*facts["resumed"], step]
         if self._runtime.rank != 0:
             return
+        self.warnings = list(facts["warnings"])
         total = self._config.train.steps
         self._runtime.emit({"stage": self._role, "resumed": step, "total": total})
         for line in facts["lines"]:
@@ -164,6 +170,23 @@ class Meter:
         line = {"stage": self._role} | values
         self.lines.append(line)
         self._runtime.emit(line | {"total": self._config.train.steps})
+
+    def _watch_mask(self, step: int) -> None:
+        """Warn once where no unlabeled image gives a loss for a third of the training."""
+        total = self._config.train.steps
+        since = step - PATIENCE * total
+        recent = [line for line in self.lines if "mask_rate" in line and line["step"] > since]
+        if since < 0 or self.warnings or any(line["mask_rate"] for line in recent) or not recent:
+            return
+        name = "inner.tau_inner" if self._role == "inner" else "fixmatch.tau"
+        tau = self._config.inner.tau_inner if self._role == "inner" else self._config.fixmatch.tau
+        text = (
+            f"no pseudo label reached {name} = {tau:g} in updates {max(0, int(since)) + 1} to "
+            f"{step} of {total}, so nothing was learned from unlabeled images: train for more "
+            f"steps, give more labeled images or pretrained weights, or lower {name}"
+        )
+        self.warnings.append(text)
+        self._runtime.emit({"stage": self._role, "warning": text})
 
     def _check_finite(self, losses: list[float]) -> None:
         bad = [number for number, loss in enumerate(losses) if not abs(loss) < float("inf")]
