@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: demo test lint types format clean
+.PHONY: demo test soak lint types format clean
 
 demo: $(STAMP)  ## the main job on scikit-learn's digits, in a fresh store
 	@rm -rf $(DEMO)
@@ -14,6 +14,9 @@ demo: $(STAMP)  ## the main job on scikit-learn's digits, in a fresh store
 
 test: $(STAMP) lint types  ## everything that CI checks
 	$(BIN)/python -m pytest
+
+soak: $(STAMP)  ## kill runs at random moments of all stages, and compare; half an hour
+	$(BIN)/python -m pytest tests/faults -m soak -s
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

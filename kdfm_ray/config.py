@@ -236,6 +236,12 @@ class ScaleConfig(Section):
     """How many processes, on what; changes the speed, not the method."""
 
     num_workers: int = Field(1, ge=0, description="training workers; 0: in this process, to debug")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="go on with as few when nodes are lost, and grow again when they are back; "
+        "none: wait for all",
+    )
     use_gpu: Literal["auto", "yes", "no"] = Field("auto", description="auto: where there is one")
     cpus_per_worker: int | None = Field(
         None, ge=1, description="none: the cluster's CPUs shared out evenly"
@@ -315,6 +321,11 @@ class Config(Section):
                 f"scale.num_workers = {self.scale.num_workers} is more than the "
                 f"{self.train.batch_size} labeled images of a global batch: give at most as many "
                 "workers as train.batch_size, or raise it"
+            )
+        if (self.scale.min_workers or 0) > self.scale.num_workers:
+            problems.append(
+                f"scale.min_workers = {self.scale.min_workers} is more than scale.num_workers = "
+                f"{self.scale.num_workers}: give at most as many, or none"
             )
         if self.inner.init == "pretrained" and self.model.pretrained == "no":
             problems.append(

@@ -1,19 +1,12 @@
 """States in the store: whole or not there, whatever happens between two file operations."""
 
-import builtins
 import contextlib
-import os
-import shutil
-from pathlib import Path
 
 import pytest
+from fuse import Crash, Fuse
 
 from kdfm_ray.checkpoints import Checkpoints
 from kdfm_ray.store import Store
-
-
-class Crash(BaseException):
-    """The process is gone: nothing after it runs."""
 
 
 @pytest.fixture(params=["folder", "uri"])
@@ -66,35 +59,6 @@ def test_other_networks_have_other_states(tmp_path):
     assert not Checkpoints(store, "inner", "k").any()
 
 
-OPERATIONS = [
-    (os, "mkdir"),
-    (os, "fsync"),
-    (os, "replace"),
-    (os, "unlink"),
-    (os, "rmdir"),
-    (Path, "replace"),
-    (Path, "write_text"),
-    (shutil, "rmtree"),
-    (builtins, "open"),
-]
-
-
-class Fuse:
-    """Counts file operations, and crashes from the given one on."""
-
-    def __init__(self, crash_at):
-        self.crash_at, self.count = crash_at, 0
-
-    def wrap(self, function):
-        def counted(*args, **kwargs):
-            self.count += 1
-            if self.count >= self.crash_at:
-                raise Crash
-            return function(*args, **kwargs)
-
-        return counted
-
-
 def test_a_crash_before_any_file_operation_leaves_nothing_half_read(tmp_path, monkeypatch):
     """Every point of the third write, in turn: then there is the state before it, or its own."""
     outcomes = set()
@@ -103,11 +67,8 @@ def test_a_crash_before_any_file_operation_leaves_nothing_half_read(tmp_path, mo
         write(Checkpoints(store, "outer", "k"), 1)
         write(Checkpoints(store, "outer", "k"), 2)
         fuse = Fuse(crash_at)
-        with monkeypatch.context() as patch:
-            for owner, name in OPERATIONS:
-                patch.setattr(owner, name, fuse.wrap(getattr(owner, name)))
-            with contextlib.suppress(Crash):
-                write(Checkpoints(store, "outer", "k"), 3)
+        with fuse.lit(monkeypatch), contextlib.suppress(Crash):
+            write(Checkpoints(store, "outer", "k"), 3)
         with Checkpoints(store, "outer", "k").latest() as found:
             assert (found.path / "a.txt").read_text() == "state"
             assert (found.path / "b.txt").read_text() == "statestate"

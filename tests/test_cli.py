@@ -1,5 +1,6 @@
 """The command line: every mistake at once, exit status 2, nothing written."""
 
+import pickle
 import subprocess
 import sys
 
@@ -62,6 +63,32 @@ def run(capsys, *arguments):
             ["train", "digits", "--scale.num-workers", "33"],
             ["scale.num_workers = 33 is more than the 16 labeled images of a global batch"],
         ),
+        (["train", "digits", "--train.learning-rate", "-1"], ["train.learning_rate = '-1'"]),
+        (["train", "digits", "--train.learning-rate", "inf"], ["train.learning_rate = 'inf'"]),
+        (["train", "digits", "--train.steps", "1e3"], ["train.steps = '1e3'", "integer"]),
+        (["train", "digits", "--train.optimizer", "adam"], ["train.optimizer = 'adam'", "adamw"]),
+        (["train", "digits", "--fixmatch.tau", "1.5"], ["fixmatch.tau = '1.5'", "1"]),
+        (["train", "digits", "--fixmatch.mu", "0"], ["fixmatch.mu = '0'"]),
+        (["train", "digits", "--fixmatch.strong-views", "some"], ["'some'", "'masked'"]),
+        (["train", "digits", "--select.clusterer", "dbscn"], ["'dbscn'", "'dbscan'"]),
+        (["train", "digits", "--select.max-iter", "10"], ["max_iter = 10", "update_interval"]),
+        (["train", "digits", "--data.image-size", "7"], ["data.image_size = '7'", "8"]),
+        (["train", "digits", "--data.num-labels", "0"], ["data.num_labels = '0'"]),
+        (["train", "digits", "--data.labeled", "x"], ["give data.name or folders, not both"]),
+        (["train", "digits", "--augment.num-ops", "9"], ["augment.num_ops = '9'", "8"]),
+        (["train", "digits", "--model.drop-rate", "1"], ["model.drop_rate = '1'"]),
+        (["train", "digits", "--seed", "-1"], ["seed = '-1'"]),
+        (["train", "digits", "--baseline", "perhaps"], ["baseline = 'perhaps'"]),
+        (["train", "digits", "--inner.init", "pretrained"], ["needs weights", "model.pretrained"]),
+        (["train", "digits", "--on-warning", "maybe"], ["on_warning = 'maybe'", "'stop'"]),
+        (["train", "digits", "--faults.save-minutes", "0"], ["faults.save_minutes = '0'"]),
+        (["train", "digits", "--faults.save-every", "0"], ["faults.save_every = '0'"]),
+        (["train", "digits", "--faults.max-failures", "-1"], ["faults.max_failures = '-1'"]),
+        (["train", "digits", "--scale.min-workers", "3"], ["scale.min_workers = 3 is more than"]),
+        (["train", "digits", "--store", "s3://me:pw@bucket"], ["user or password in it"]),
+        (["train", "digits", "--store", "nonsense://bucket"], ["fsspec"]),
+        (["bench", "everything"], ["bench takes one of", "step"]),
+        (["bench", "step", "--sise", "32"], ["does not take --sise"]),
         (["presets", "now"], ["takes no arguments"]),
         ([], []),
     ],
@@ -104,6 +131,49 @@ def test_what_does_not_fit_the_digits(at, capsys, flags, messages):
     for message in messages:
         assert message in output.err
     assert not (at / "runs").exists(), "no run folder"
+
+
+class Evil:
+    """Pickled, it makes a file when it is read."""
+
+    def __reduce__(self):
+        return open, ("was-here", "w")
+
+
+def test_files_from_elsewhere_run_no_code(at, capsys):
+    for name in ("weights.pth", "weights.safetensors"):
+        (at / name).write_bytes(pickle.dumps({"conv.weight": Evil()}))
+        status, output = run(capsys, "train", "digits", *HERE, "--model.pretrained", name)
+        assert status == 2
+        assert name in output.err
+        assert "Traceback" not in output.err
+        assert not (at / "was-here").exists()
+
+
+@pytest.mark.parametrize("store", ["file", "file/below"])
+def test_a_store_that_cannot_be(at, capsys, store):
+    (at / "file").write_text("dear")
+    status, output = run(capsys, "train", "digits", *HERE, "--store", store)
+    assert status == 2
+    assert "give a folder you can write to" in output.err
+    assert [path.name for path in at.iterdir()] == ["file"]
+
+
+def test_an_out_that_is_a_file(at, capsys):
+    (at / "file").write_text("dear")
+    status, output = run(capsys, "train", "digits", *HERE, "--out", "file")
+    assert status == 2
+    assert "file is a file; give a folder for the run" in output.err
+    assert (at / "file").read_text() == "dear"
+
+
+def test_a_damaged_config_in_the_run_folder(at, capsys):
+    (at / "mine").mkdir()
+    (at / "mine" / "config.yaml").write_text("seed: [")
+    status, output = run(capsys, "train", "digits", *HERE, "--out", "mine")
+    assert status == 2
+    assert "cannot read the configuration" in output.err
+    assert "Traceback" not in output.err
 
 
 def test_bad_folders(at, capsys):

@@ -1,6 +1,8 @@
 """The config: what it refuses, what its hash covers, and that it survives a file."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from experiments import PRESETS
 from kdfm_ray.config import Config, parse_config
@@ -44,6 +46,64 @@ def test_what_does_not_fit_is_refused(bad, message):
     with pytest.raises(UserError, match="mistake") as error:
         parse_config(bad)
     assert message in str(error.value)
+
+
+def paths(values, prefix=()):
+    for name, value in values.items():
+        yield (*prefix, name)
+        if isinstance(value, dict):
+            yield from paths(value, (*prefix, name))
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+PATHS = sorted(paths(Config(data={"name": "digits"}).model_dump(mode="json")))
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(PATHS), st.sampled_from(["set", "add", "drop"]), ANYTHING),
+        min_size=1,
+        max_size=4,
+    )
+)
+@settings(deadline=None, max_examples=300)
+def test_no_config_gives_a_traceback(changes):
+    """It is taken or refused with a text, and one that is taken survives a file."""
+    changed = Config(data={"name": "digits"}).model_dump(mode="json")
+    for path, what, value in changes:
+        parent = changed
+        for name in path[:-1]:
+            parent = parent.get(name) if isinstance(parent, dict) else None
+        if not isinstance(parent, dict):
+            continue
+        if what == "drop":
+            parent.pop(path[-1], None)
+        else:
+            parent[path[-1] + ("x" if what == "add" else "")] = value
+    try:
+        config = parse_config(changed)
+    except UserError:
+        return
+    assert parse_config(config.model_dump(mode="json")) == config
+    assert len(config.hash()) == 16
+
+
+@given(ANYTHING)
+@settings(deadline=None, max_examples=100)
+def test_what_is_no_config_at_all_is_refused_with_a_text(values):
+    with pytest.raises(UserError, match="mistake"):
+        parse_config(values)
+
+
+def test_a_store_with_a_password_is_refused_without_printing_it():
+    with pytest.raises(UserError, match="user or password in it would be") as error:
+        parse_config(values(store="s3://me:hunter2@bucket/prefix"))
+    assert "hunter2" not in str(error.value)
+    assert parse_config(values(store="s3://bucket/a@b")).store == "s3://bucket/a@b"
 
 
 def test_is_frozen():

@@ -1,8 +1,10 @@
 """Artefacts: whole or not there, the first one stays, damage is found; on folders and on URIs."""
 
+import contextlib
 import json
 
 import pytest
+from fuse import Crash, Fuse
 
 from kdfm_ray.store import Store, default_root
 from kdfm_ray.types import UserError
@@ -44,6 +46,25 @@ def test_a_crash_while_writing_leaves_nothing_to_read(store):
     assert store.find("outer", "k1") is None
     write(store)
     assert store.find("outer", "k1") is not None
+
+
+def test_a_crash_before_any_file_operation_leaves_nothing_half_read(tmp_path, monkeypatch):
+    outcomes = set()
+    for crash_at in range(1, 200):
+        store, fuse = Store(str(tmp_path / str(crash_at))), Fuse(crash_at)
+        with fuse.lit(monkeypatch), contextlib.suppress(Crash):
+            write(store)
+        found = Store(store.root).find("outer", "k1")
+        outcomes.add(found is not None)
+        if found is not None:
+            assert (found.path / "sub" / "data.txt").read_text() == "hello"
+            assert found.record() == {"length": 5}
+        if fuse.count < crash_at:
+            break
+        write(store)  # and the stage can be done again
+        assert store.find("outer", "k1").record() == {"length": 5}
+    assert fuse.count < crash_at, "all points were tried"
+    assert outcomes == {True, False}
 
 
 def test_an_attempt_without_manifest_is_not_read(tmp_path):
@@ -106,6 +127,9 @@ def test_roots_that_cannot_be(tmp_path):
         Store(str(tmp_path / "file" / "store"))
     with pytest.raises(UserError, match="fsspec"):
         Store("nonsense://bucket/prefix")
+    with pytest.raises(UserError, match="user or password") as error:
+        Store("s3://me:hunter2@bucket/prefix")
+    assert "hunter2" not in str(error.value)
 
 
 def test_default_root_follows_the_environment(monkeypatch):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdfm_ray.config import Config
 from kdfm_ray.jobs.interrupts import hear_interrupts
-from kdfm_ray.jobs.session import Session, quiet_libraries
+from kdfm_ray.jobs.session import Session, quiet_libraries, start_beside_driver
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.store import Store
 from kdfm_ray.types import Role, RunFailed, Stopped, UserError
@@ -166,11 +166,9 @@ class Crew:
         train_tasks(tasks, self._config, self._store, runtime, threads=threads)
 
     def _start(self) -> None:
-        import ray
-
         quiet_libraries(self._session)
         self._errors, self._given = [], 0
-        self._board = ray.remote(Board).options(num_cpus=0).remote()
+        self._board = start_beside_driver(Board)
         self._fit = threading.Thread(target=self._run_fit, name="kdfm-fit", daemon=True)
         self._fit.start()
 
@@ -192,7 +190,7 @@ class Crew:
             },
             torch_config=TorchConfig(backend="nccl" if session.use_gpu else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=session.scale.num_workers,
+                num_workers=_how_many(session),
                 use_gpu=session.use_gpu,
                 resources_per_worker=(
                     None if session.use_gpu else {"CPU": session.cpus_per_worker}
@@ -215,6 +213,14 @@ class Crew:
         finally:
             if not self._store.remote:  # what Ray keeps of a run: nothing that the store lacks
                 shutil.rmtree(Path(storage, name), ignore_errors=True)
+
+
+def _how_many(session: Session) -> int | tuple[int, int]:
+    """Workers, or the fewest and the most where a run goes on with fewer."""
+    scale = session.scale
+    if scale.min_workers is None or scale.min_workers == scale.num_workers:
+        return scale.num_workers
+    return scale.min_workers, scale.num_workers
 
 
 class Board:

@@ -253,7 +253,7 @@ def _events(emit: Emit) -> Iterator[tuple[Emit, Callable[[], None]]]:
     """
     import ray
 
-    mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
+    mailbox = start_beside_driver(Mailbox)
     stop = threading.Event()
 
     lock = threading.Lock()
@@ -275,6 +275,22 @@ def _events(emit: Emit) -> Iterator[tuple[Emit, Callable[[], None]]]:
         stop.set()
         thread.join(timeout=10)
         ray.kill(mailbox)
+
+
+def start_beside_driver(kind: type) -> Any:
+    """An actor without arguments on the driver's node: nodes that go away take nothing with them.
+
+    Args:
+        kind: its class.
+
+    Returns:
+        The handle.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 class Mailbox:

@@ -9,6 +9,16 @@ from kdfm_ray.report.facts import hardware, versions
 
 # How the stages of the store are called where a person reads them.
 SHOWN = {"baseline": "labeled_only", "outer": "outer", "inner": "inner"}
+# Where the time of each stage is recorded.
+TIMED = {
+    "data": "dataset",
+    "baseline": "baseline",
+    "outer": "outer",
+    "inner": "inner",
+    "label": "labels",
+    "select": "trusted",
+    "evaluate": "evaluation",
+}
 
 
 def make_report(finished: Finished) -> dict[str, Any]:
@@ -16,37 +26,37 @@ def make_report(finished: Finished) -> dict[str, Any]:
 
     Accuracies, coverage and precision are fractions; seconds are those a stage took when it was
     done, which for a reused one was in an earlier run. ``test_accuracy`` values are ``None``
-    without a test set. Labeled images count in no trusted figure.
+    without a test set. Labeled images count in no trusted figure. Of stages that are not done,
+    figures are ``None`` or left out.
     """
     artifacts = finished.artifacts
     records = {stage: artifact.record() for stage, artifact in artifacts.items()}
-    facts = records["dataset"] | records["split"]
+    facts = records.get("dataset", {}) | records.get("split", {})
     roles = [role for role in SHOWN if role in records]
-    test = {SHOWN[role]: records["evaluation"]["test_accuracy"][role] for role in roles}
+    tested = records.get("evaluation", {}).get("test_accuracy", {})
+    test = {SHOWN[role]: tested.get(role) for role in roles}
     val = {SHOWN[role]: records[role]["val_accuracy"] for role in roles}
-    selection = records["trusted"]
+    selection = records.get("trusted")
     notes = [note for role in roles for note in records[role]["notes"]]
-    stages = {"data": records["dataset"]["seconds"]}
-    stages |= {role: records[role]["seconds"] for role in roles} | {
-        "label": records["labels"]["seconds"],
-        "select": selection["seconds"],
-        "evaluate": records["evaluation"]["seconds"],
-    }
     return {
         "test_accuracy": test,
         "val_accuracy": val,
-        "trusted": trusted_figures(selection),
+        "trusted": None if selection is None else trusted_figures(selection),
         "selection": selection,
         "data": {
-            "name": facts["name"],
-            "classes": facts["classes"],
-            "image_shape": facts["image_shape"],
-            "labeled": facts["num_labeled"],
-            "unlabeled": facts["num_unlabeled"],
-            "val": facts["num_val"],
-            "test": facts["num_test"],
+            "name": facts.get("name"),
+            "classes": facts.get("classes"),
+            "image_shape": facts.get("image_shape"),
+            "labeled": facts.get("num_labeled"),
+            "unlabeled": facts.get("num_unlabeled"),
+            "val": facts.get("num_val"),
+            "test": facts.get("num_test"),
         },
-        "stages": stages,
+        "stages": {
+            stage: records[artifact]["seconds"]
+            for stage, artifact in TIMED.items()
+            if artifact in records
+        },
         "reused": finished.reused,
         "resumed": {SHOWN[role]: records[role].get("resumed", []) for role in roles},
         "total_seconds": finished.seconds,
@@ -56,16 +66,19 @@ def make_report(finished: Finished) -> dict[str, Any]:
         "seed": finished.config.seed,
         "split_seed": finished.config.split_seed,
         "config_hash": finished.config.hash(),
-        "split_hash": facts["split_hash"],
+        "split_hash": facts.get("split_hash"),
         "keys": {stage: artifact.key for stage, artifact in artifacts.items()},
         "versions": versions(),
         "hardware": hardware(),
         "warnings": [
-            *facts["data_warnings"],
-            *facts["split_warnings"],
+            *facts.get("data_warnings", ()),
+            *facts.get("split_warnings", ()),
             *dict.fromkeys(notes),
-            *(text for stage in (*roles, "labels") for text in records[stage].get("warnings", ())),
-            *selection["warnings"],
+            *(
+                text
+                for stage in (*roles, "labels", "trusted")
+                for text in records.get(stage, {}).get("warnings", ())
+            ),
             *verdict_warnings(test, val),
         ],
     }

@@ -1,0 +1,115 @@
+"""Whatever dies, the same command goes on and ends with the same network and report.
+
+``make test`` has one of each kind; ``make soak`` kills at random moments of all stages.
+"""
+
+import random
+import signal
+import time
+
+import psutil
+import pytest
+from harness import (
+    STAGES,
+    Disturbed,
+    assert_same,
+    kill,
+    outcome,
+    run_to_end,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+# What is killed: a name in the command lines of Ray's processes, or the driver itself.
+WORKER, LABELER, RAY = (
+    ("RayTrainWorker",),
+    ("MapWorker", "Labeler"),
+    ("raylet/raylet", "gcs_server"),
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The run that nobody disturbs, in one process: workers or none, the result is the same."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run_to_end(folder, tries=1, scale__num_workers=0)
+    return outcome(folder)
+
+
+def test_a_killed_training_worker_is_started_again_and_goes_on(tmp_path, undisturbed):
+    with Disturbed(tmp_path) as run:
+        assert run.wait_for_stage("outer")
+        kill(run.named(*WORKER))
+        assert run.finish() == 0, run.log()
+        assert "going on after update" in run.log()
+    assert_same(outcome(tmp_path), undisturbed)
+
+
+def test_ctrl_c_saves_and_a_killed_driver_is_gone_on_from(tmp_path, undisturbed):
+    with Disturbed(tmp_path) as run:
+        assert run.wait_for_stage("outer")
+        children = run.children()
+        run.signal(signal.SIGINT)
+        assert run.finish(60) == 130, run.log()
+        assert "stopping after this update" in run.log()
+        assert "of the outer network; its state is saved, and the same command goes" in run.log()
+        assert "Traceback" not in run.log()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    with Disturbed(tmp_path) as run:
+        assert run.wait_for_stage("inner")
+        children = run.children()
+        kill([run.process])
+        run.process.wait()
+    _, alive = psutil.wait_procs(children, timeout=100)
+    assert not alive, "what a killed driver started ends by itself"
+    run_to_end(tmp_path, tries=1)
+    assert "FixMatch (outer) network: done before" in (tmp_path / "log.txt").read_text()
+    assert_same(outcome(tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_in_one_process_killed_in_each_stage(tmp_path, undisturbed, stage):
+    with Disturbed(tmp_path, {"scale.num-workers": 0}) as run:
+        assert run.wait_for_stage(stage)
+        time.sleep(0.1)
+        kill([run.process])
+    run_to_end(tmp_path, tries=1, scale__num_workers=0)
+    assert_same(outcome(tmp_path), undisturbed)
+
+
+SOAK = [
+    (stage, what)
+    for stage in STAGES
+    for what in ("driver", "process", "ray", "interrupt", "twice", "in one process")
+]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("stage", "what"), SOAK)
+def test_disturbed_at_a_random_moment(tmp_path, undisturbed, stage, what):
+    """In one of the stages, by one of the disasters; then the command is given again to the end."""
+    moment = random.Random(f"{stage} {what} {time.time()}").uniform(0, 2.5)
+    alone = {"scale.num-workers": 0} if what == "in one process" else {}
+    with Disturbed(tmp_path, alone) as run:
+        assert run.wait_for_stage(stage)
+        time.sleep(moment)
+        print(f"{stage}: {what} after {moment:.2f} s")
+        if what in ("driver", "in one process"):
+            kill([run.process])
+        elif what == "process":
+            names = {"label": LABELER, "select": ("_select",)}.get(stage, WORKER)
+            kill(run.named(*names))
+        elif what == "ray":
+            kill(run.named(*RAY))
+        else:
+            run.signal(signal.SIGINT)
+            if what == "twice":
+                time.sleep(0.3)
+                run.signal(signal.SIGINT)
+        status = run.finish(200)
+        assert "Traceback" not in run.log() or what in ("driver", "ray"), run.log()
+    print(f"ended with {status}")
+    run_to_end(tmp_path, **({"scale__num_workers": 0} if alone else {}))
+    assert_same(outcome(tmp_path), undisturbed)

@@ -1,0 +1,102 @@
+"""A report of whatever stages there are; a run folder that says what differs."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdfm_ray.config import parse_config
+from kdfm_ray.models.numerics import Numerics
+from kdfm_ray.pipeline import Finished, Plan
+from kdfm_ray.report.data import TIMED, make_report
+from kdfm_ray.report.run_folder import RunFolder
+from kdfm_ray.store import Artifact
+from kdfm_ray.types import UserError
+
+CONFIG = parse_config({"data": {"name": "digits"}})
+FILTER = {"size": 10, "coverage": 0.5, "precision": 0.9}
+NETWORK = {"seconds": 1.0, "val_accuracy": 0.5, "notes": [], "last": {"loss": 1.0}, "warnings": []}
+RECORDS = {
+    "dataset": {
+        "name": "digits",
+        "classes": ["a", "b"],
+        "image_shape": [8, 8, 1],
+        "num_test": 5,
+        "seconds": 1.0,
+        "data_warnings": ["small pictures"],
+    },
+    "split": {
+        "num_labeled": 4,
+        "num_unlabeled": 20,
+        "num_val": 2,
+        "split_hash": "h",
+        "split_warnings": [],
+    },
+    "baseline": NETWORK,
+    "outer": NETWORK | {"resumed": [7]},
+    "labels": {"seconds": 1.0, "warnings": ["one class"]},
+    "trusted": {
+        "seconds": 1.0,
+        "warnings": [],
+        "filters": {"all": FILTER, "confidence": FILTER, "agreement": FILTER},
+    },
+    "inner": NETWORK,
+    "evaluation": {
+        "seconds": 1.0,
+        "test_accuracy": {"baseline": 0.5, "outer": 0.6, "inner": 0.7},
+    },
+}
+
+
+def finished(stages):
+    artifacts = {
+        stage: Artifact(stage, "k", lambda: None, lambda s=stage: json.dumps(RECORDS[s]))
+        for stage in stages
+    }
+    plan = Plan("d", "s", "b", "o", "l", "t", "i", "e", Numerics())
+    return Finished(CONFIG, plan, {}, artifacts, [], 1.0, {})
+
+
+@given(st.sets(st.sampled_from(sorted(RECORDS))))
+@settings(deadline=None, max_examples=60)
+def test_any_subset_of_stages_gives_a_report(stages):
+    report = json.loads(json.dumps(make_report(finished(stages))))
+    assert set(report["stages"]) == {name for name, at in TIMED.items() if at in stages}
+    assert (report["trusted"] is None) == ("trusted" not in stages)
+    assert set(report["val_accuracy"]) == {
+        {"baseline": "labeled_only"}.get(role, role)
+        for role in ("baseline", "outer", "inner")
+        if role in stages
+    }
+    assert ("one class" in report["warnings"]) == ("labels" in stages)
+    if "outer" in stages:
+        assert report["resumed"]["outer"] == [7]
+
+
+def start(folder, **changes):
+    values = CONFIG.model_dump(mode="json")
+    for name, value in changes.items():
+        section, _, field = name.rpartition("__")
+        (values[section] if section else values)[field] = value
+    return RunFolder(folder, parse_config(values))
+
+
+def test_an_unfinished_run_is_gone_on_with_or_told_from_another(tmp_path):
+    start(tmp_path).open()
+    assert start(tmp_path).note == ""
+    assert start(tmp_path, scale__num_workers=3, faults__save_every=5).note == ""
+    note = start(tmp_path, select__tau_select=0.7).note
+    assert "select.tau_select was 0.8, is 0.7" in note
+    with pytest.raises(UserError, match=r"an unfinished run with another config \(seed was 0"):
+        start(tmp_path, seed=3)
+    with pytest.raises(UserError, match=r"train.steps was 2000, is 9"):
+        start(tmp_path, train__steps=9, select__tau_select=0.7)
+
+
+def test_a_finished_run_takes_no_other_config(tmp_path):
+    start(tmp_path).open()
+    (tmp_path / "report.json").write_text("{}")
+    assert start(tmp_path).note == ""
+    with pytest.raises(UserError, match=r"holds a run with another config \(select.tau_select"):
+        start(tmp_path, select__tau_select=0.7)
