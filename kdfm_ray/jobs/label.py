@@ -1,5 +1,8 @@
 """Pseudo labels: one pass of the outer EMA network over every unlabeled image, as a Ray Data job.
 
+Each shard of images becomes a Parquet file when it is done, in a folder of its own beside the
+states of trainings; an interrupted pass goes on with the shards that are missing.
+
 An artifact holds Parquet files with one row per unlabeled image:
 
     index         int64            position in the split's ``unlabeled_index``
@@ -11,7 +14,9 @@ An artifact holds Parquet files with one row per unlabeled image:
 
 from __future__ import annotations
 
+import contextlib
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +25,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from kdfm_ray.data.split import Split
 from kdfm_ray.jobs.prepare import Prepared, load_images
@@ -51,7 +57,7 @@ class LabelTask:
     """What a labeling actor needs to know to find the rest in the store."""
 
     store: str
-    folder: str
+    folder: str  # of finished shards
     outer: str
     dataset: str
     split: str
@@ -77,26 +83,31 @@ def label(
     count = prepared.facts["num_unlabeled"]
     actors = num_actors or max(1, session.scale.num_workers)
     bounds = shards(count, batch_size, actors)
+    task = LabelTask(
+        store=store.root,
+        folder=f"{store.root}/states/labels/{key}",
+        outer=outer,
+        dataset=prepared.dataset.key,
+        split=prepared.split.key,
+        numerics=numerics,
+        batch_size=batch_size,
+        use_gpu=session.use_gpu,
+        threads=session.cpus_per_worker,
+    )
+    files, folder = fsspec.url_to_fs(task.folder)
+    files.makedirs(folder, exist_ok=True)
+    missing = [shard for shard in bounds if not _is_done(files, folder, shard)]
+    advance = count - sum(shard["stop"] - shard["start"] for shard in missing)
+    if advance:
+        session.emit({"stage": "label", "advance": advance, "total": count})
+    if missing and session.in_process:
+        labeler = Labeler(task, session.emit)
+        for shard in missing:
+            labeler({name: np.array([bound]) for name, bound in shard.items()})
+    elif missing:
+        _label_by_job(task, missing, session, actors)
     with store.writing("labels", key) as draft:
-        if not store.remote:
-            (draft.path / PARTS).mkdir()
-        task = LabelTask(
-            store=store.root,
-            folder=f"{draft.url}/{PARTS}",
-            outer=outer,
-            dataset=prepared.dataset.key,
-            split=prepared.split.key,
-            numerics=numerics,
-            batch_size=batch_size,
-            use_gpu=session.use_gpu,
-            threads=session.cpus_per_worker,
-        )
-        if session.in_process:
-            labeler = Labeler(task, session.emit)
-            for shard in bounds:
-                labeler({name: np.array([bound]) for name, bound in shard.items()})
-        else:
-            _label_by_job(task, bounds, session, actors)
+        _collect(files, folder, bounds, draft)
         class_counts = _check_complete(draft, count, len(prepared.facts["classes"]))
         draft.write_record(
             {
@@ -107,6 +118,8 @@ def label(
                 "warnings": _label_warnings(class_counts, prepared.facts["classes"]),
             }
         )
+    with contextlib.suppress(OSError):
+        files.rm(folder, recursive=True)
 
 
 class Labeler:
@@ -138,12 +151,11 @@ class Labeler:
     def __call__(self, shards: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Label the images of some shards (``start`` and ``stop`` int64 ``[s]``).
 
-        A shard done twice, because an actor died, writes the same file again.
+        A shard's file appears whole; one that is done twice, because an actor died, is the same.
         """
         for start, stop in zip(shards["start"], shards["stop"], strict=True):
             rows = self.rows(np.arange(start, stop, dtype=np.int64))
-            with fsspec.open(f"{self._task.folder}/part-{start:012d}.parquet", "wb") as file:
-                pq.write_table(rows, file)
+            _write_whole(rows, f"{self._task.folder}/{_part(start, stop)}")
             advance = int(stop - start)
             self._emit({"stage": "label", "advance": advance, "total": len(self._position)})
         return shards
@@ -205,6 +217,44 @@ def shards(count: int, batch_size: int, actors: int) -> list[dict[str, int]]:
     wanted = min(SHARD_IMAGES, -(-count // (4 * actors)))
     size = batch_size * max(1, wanted // batch_size)
     return [{"start": start, "stop": min(start + size, count)} for start in range(0, count, size)]
+
+
+def _part(start: int, stop: int) -> str:
+    return f"part-{start:012d}-{stop:012d}.parquet"
+
+
+def _write_whole(rows: pa.Table, url: str) -> None:
+    """Write a file that appears in one step."""
+    files, path = fsspec.url_to_fs(url)
+    local = isinstance(files, LocalFileSystem)
+    target = f"{path}.{uuid.uuid4().hex}" if local else path  # object stores do so by themselves
+    with files.open(target, "wb") as file:
+        pq.write_table(rows, file)
+    if local:
+        Path(target).replace(path)
+
+
+def _is_done(files: fsspec.AbstractFileSystem, folder: str, shard: dict[str, int]) -> bool:
+    """Whether an earlier try has left the shard's file, whole."""
+    path = f"{folder}/{_part(**shard)}"
+    if not files.exists(path):
+        return False
+    try:
+        with files.open(path, "rb") as file:
+            rows: int = pq.read_metadata(file).num_rows
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return rows == shard["stop"] - shard["start"]
+
+
+def _collect(
+    files: fsspec.AbstractFileSystem, folder: str, shards: list[dict[str, int]], draft: Draft
+) -> None:
+    """Move the files of all shards into the artifact."""
+    _, target = fsspec.url_to_fs(f"{draft.url}/{PARTS}")
+    files.makedirs(target, exist_ok=True)
+    for shard in shards:
+        files.mv(f"{folder}/{_part(**shard)}", f"{target}/{_part(**shard)}")
 
 
 def _lists(values: np.ndarray) -> pa.Array:

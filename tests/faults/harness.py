@@ -100,7 +100,7 @@ class Disturbed:
             metrics = self.folder / "run" / "metrics.jsonl"
             return metrics.is_file() and f'"stage": "{stage}"' in metrics.read_text()
         if stage == "label":
-            return any(store.glob("labels/*/*"))
+            return any(store.glob("states/labels/*")) or any(store.glob("labels/*/*"))
         return any(store.glob("labels/*/manifest.json"))
 
     def signal(self, number):
