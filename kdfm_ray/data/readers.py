@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kdfm_ray.data.images import decode_files, resize
+from kdfm_ray.data.paths import leaves
 from kdfm_ray.data.streams import permutation
 from kdfm_ray.types import Emit, ImageSet
 
@@ -143,6 +144,11 @@ def food101(root: Path, size: int, emit: Emit | None) -> Parts:
             root, lambda sets: sets.Food101(root, split=split, download=True, loader=Path)
         )
         paths, labels = zip(*(found[i] for i in range(len(found))), strict=True)
+        if outside := [path for path in paths if leaves(root, path)]:
+            raise Unavailable(
+                f"its list of {split} images names {outside[0]}, which is outside {root}: remove "
+                f"{root / 'food-101'} and run again"
+            )
         if missing := [path for path in paths if not path.is_file()]:
             raise Unavailable(
                 f"{len(missing)} of its {len(paths)} {split} images are missing, such as "

@@ -24,7 +24,7 @@ from kdfm_ray.jobs.interrupts import hear_interrupts
 from kdfm_ray.jobs.session import Session, quiet_libraries, start_beside_driver
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.store import Store
-from kdfm_ray.types import Role, RunFailed, Stopped, UserError
+from kdfm_ray.types import Emit, Role, RunFailed, Stopped, UserError
 
 if TYPE_CHECKING:
     from kdfm_ray.training.runtime import Wish
@@ -204,6 +204,7 @@ class Crew:
                 failure_config=FailureConfig(
                     max_failures=self._config.faults.max_failures, controller_failure_limit=3
                 ),
+                callbacks=[_tell_restarts(session.emit, self._config.faults.max_failures)],
             ),
         )
         try:
@@ -221,6 +222,28 @@ def _how_many(session: Session) -> int | tuple[int, int]:
     if scale.min_workers is None or scale.min_workers == scale.num_workers:
         return scale.num_workers
     return scale.min_workers, scale.num_workers
+
+
+def _tell_restarts(emit: Emit, limit: int) -> Any:
+    """A callback of Ray Train, in its controller's process, that says when workers have failed."""
+    from ray.train import UserCallback
+
+    class TellRestarts(UserCallback):
+        def __init__(self) -> None:
+            self.count = 0
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Any]) -> None:
+            self.count += 1
+            if self.count > limit:
+                return  # the end of the run says it
+            rank, error = min(worker_exceptions.items())
+            text = (
+                f"training worker {rank} failed ({last_line(error)}): starting the workers again, "
+                f"{self.count} of {limit} times"
+            )
+            emit({"note": text})
+
+    return TellRestarts()
 
 
 class Board:
@@ -367,3 +390,9 @@ def _first_cause(error: BaseException, restarts: int) -> BaseException:
     if isinstance(error, Exception):
         return RunFailed(f"training failed{again}: {error}")
     return error
+
+
+def last_line(error: BaseException) -> str:
+    """The cause at the end of a text that may be a traceback, cut to one sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].partition(". ")[0][:300] if lines else type(error).__name__

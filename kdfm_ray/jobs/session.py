@@ -200,6 +200,8 @@ def _init(*, joining: bool, verbose: bool) -> None:
     import ray
 
     quiet = {} if verbose else {"log_to_driver": False, "logging_level": "error"}
+    if not verbose:
+        _hush_raylets()
     if joining:
         address = os.environ["RAY_ADDRESS"]
         try:
@@ -214,6 +216,22 @@ def _init(*, joining: bool, verbose: bool) -> None:
     with contextlib.nullcontext() if verbose else _without_line("Set ray log level"):
         # "local": never a cluster that somebody else runs on this machine.
         ray.init(address="local", include_dashboard=False, **quiet)
+    # Ray makes a token for those who may use it, and lets everybody on this machine read it.
+    token = Path("~/.ray/auth_token").expanduser()
+    with contextlib.suppress(OSError):
+        token.chmod(0o600)
+
+
+def _hush_raylets() -> None:
+    """Keep what nodes say of processes that died out of the live view, which has its own words."""
+    import ray._private.worker as worker
+
+    if hasattr(worker, "print_to_stdstream"):
+
+        def nothing(*args: Any, **kwargs: Any) -> None:
+            pass
+
+        worker.print_to_stdstream = nothing
 
 
 @contextlib.contextmanager

@@ -282,6 +282,18 @@ def test_food101_half_unpacked(tmp_path):
         load("food101", tmp_path)
 
 
+def test_food101_reads_nothing_outside_its_root(tmp_path):
+    root = tmp_path / "root"
+    write_food101(root)
+    Image.new("RGB", (90, 70)).save(tmp_path / "secret.jpg")
+    meta = root / "food-101/meta/train.json"
+    names = json.loads(meta.read_text())
+    names["cake"][1] = "../../../secret"
+    meta.write_text(json.dumps(names))
+    with pytest.raises(UserError, match=r"names .*secret.jpg, which is outside"):
+        load("food101", root)
+
+
 # What cannot be had
 
 LAYOUTS = {

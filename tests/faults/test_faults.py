@@ -39,8 +39,10 @@ def undisturbed(tmp_path_factory):
 def test_a_killed_training_worker_is_started_again_and_goes_on(tmp_path, undisturbed):
     with Disturbed(tmp_path) as run:
         assert run.wait_for_stage("outer")
+        time.sleep(0.7)
         kill(run.named(*WORKER))
         assert run.finish() == 0, run.log()
+        assert "starting the workers again, 1 of 3 times" in run.log()
         assert "going on after update" in run.log()
     assert_same(outcome(tmp_path), undisturbed)
 
@@ -58,22 +60,23 @@ def test_ctrl_c_saves_and_a_killed_driver_is_gone_on_from(tmp_path, undisturbed)
     assert not alive
     with Disturbed(tmp_path) as run:
         assert run.wait_for_stage("inner")
-        children = run.children()
+        workers = run.named(*WORKER)
+        assert workers
         kill([run.process])
         run.process.wait()
-    _, alive = psutil.wait_procs(children, timeout=100)
-    assert not alive, "what a killed driver started ends by itself"
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive, "workers of a killed driver end by themselves"
     run_to_end(tmp_path, tries=1)
     assert "FixMatch (outer) network: done before" in (tmp_path / "log.txt").read_text()
     assert_same(outcome(tmp_path), undisturbed)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_in_one_process_killed_in_each_stage(tmp_path, undisturbed, stage):
-    with Disturbed(tmp_path, {"scale.num-workers": 0}) as run:
-        assert run.wait_for_stage(stage)
-        time.sleep(0.1)
-        kill([run.process])
+def test_in_one_process_killed_in_each_stage_of_one_run(tmp_path, undisturbed):
+    for stage in STAGES:
+        with Disturbed(tmp_path, {"scale.num-workers": 0}) as run:
+            assert run.wait_for_stage(stage)
+            time.sleep(0.1)
+            kill([run.process])
     run_to_end(tmp_path, tries=1, scale__num_workers=0)
     assert_same(outcome(tmp_path), undisturbed)
 
@@ -81,21 +84,22 @@ def test_in_one_process_killed_in_each_stage(tmp_path, undisturbed, stage):
 SOAK = [
     (stage, what)
     for stage in STAGES
-    for what in ("driver", "process", "ray", "interrupt", "twice", "in one process")
+    for what in ("driver", "process", "ray", "interrupt", "in one process")
 ]
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("stage", "what"), SOAK)
 def test_disturbed_at_a_random_moment(tmp_path, undisturbed, stage, what):
     """In one of the stages, by one of the disasters; then the command is given again to the end."""
-    moment = random.Random(f"{stage} {what} {time.time()}").uniform(0, 2.5)
+    dice = random.Random(f"{stage} {what} {time.time()}")
+    moment, twice = dice.uniform(0, 2), dice.random() < 0.5
     alone = {"scale.num-workers": 0} if what == "in one process" else {}
+    started = time.monotonic()
     with Disturbed(tmp_path, alone) as run:
         assert run.wait_for_stage(stage)
         time.sleep(moment)
-        print(f"{stage}: {what} after {moment:.2f} s")
         if what in ("driver", "in one process"):
             kill([run.process])
         elif what == "process":
@@ -105,11 +109,17 @@ def test_disturbed_at_a_random_moment(tmp_path, undisturbed, stage, what):
             kill(run.named(*RAY))
         else:
             run.signal(signal.SIGINT)
-            if what == "twice":
+            if twice:
                 time.sleep(0.3)
                 run.signal(signal.SIGINT)
         status = run.finish(200)
-        assert "Traceback" not in run.log() or what in ("driver", "ray"), run.log()
-    print(f"ended with {status}")
+        ended = time.monotonic() - started
+        log = run.log()
+    if what not in ("driver", "ray", "in one process"):
+        assert "Traceback" not in log, log
     run_to_end(tmp_path, **({"scale__num_workers": 0} if alone else {}))
+    print(
+        f"\n{stage}: {what}{' twice' if twice else ''} {moment:.2f} s after its start; ended with "
+        f"{status} after {ended:.0f} s; in all {time.monotonic() - started:.0f} s"
+    )
     assert_same(outcome(tmp_path), undisturbed)

@@ -312,7 +312,7 @@ def run_python(code, **environment):
 
 
 def test_no_ray_process_outlives_the_session_and_all_listen_on_loopback():
-    pids, addresses = run_python(
+    pids, addresses, token = run_python(
         "from kdfm_ray.jobs.session import open_session\n"
         "from kdfm_ray.config import ScaleConfig\n"
         "import platform, psutil\n"
@@ -323,11 +323,15 @@ def test_no_ray_process_outlives_the_session_and_all_listen_on_loopback():
         "             if c.status == 'LISTEN'}\n"
         "print(*[p.pid for p in mine])\n"
         "print(*sorted(found))\n"
+        "import os, pathlib\n"
+        "mode = pathlib.Path('~/.ray/auth_token').expanduser().stat().st_mode\n"
+        "print(os.environ['RAY_AUTH_MODE'], oct(mode & 0o777))\n"
     )
     assert len(pids.split()) > 3
     alive = [pid for pid in map(int, pids.split()) if psutil.pid_exists(pid)]
     assert not [pid for pid in alive if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
     assert set(addresses.split()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert token == "token 0o600", "who has not Ray's token is turned away"
 
 
 def test_a_running_cluster_is_joined_and_left_running(cluster):

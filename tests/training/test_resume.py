@@ -258,7 +258,8 @@ def test_another_number_of_workers_goes_on_with_the_same_global_batches(tmp_path
     for rank in range(3):
         state, metrics = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in single.network.state_dict().items():
-            torch.testing.assert_close(state[name], value, atol=2e-5, rtol=1e-4)
+            # Rounding of 7 updates (4.5e-5 was seen); another batch would move weights by 1e-2.
+            torch.testing.assert_close(state[name], value, atol=2e-4, rtol=0)
     state, metrics = torch.load(tmp_path / "0.pt", weights_only=True)
     assert [line["step"] for line in metrics] == [line["step"] for line in single.metrics]
     for line, expected in zip(metrics, single.metrics, strict=True):
