@@ -162,8 +162,10 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
 
     def emit(event: Event) -> None:
         if event.get("stage") == "data" and event.get("state") == "done":
-            folder.open()  # the data are good: from here on there is something to keep
-        folder.log(event)
+            folder.open(event["begun"])  # the data are good: from now on there is what to keep
+        trouble = folder.log(event)
+        if trouble is not None:
+            view({"note": f"warning: {trouble}"})
         view(event)
 
     with LiveView(console) as view:

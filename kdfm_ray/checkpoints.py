@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 import uuid
@@ -21,7 +20,7 @@ from typing import Any
 
 import fsspec
 
-from kdfm_ray.store import MANIFEST, Store, file_facts
+from kdfm_ray.store import MANIFEST, Store, file_facts, to_disk
 from kdfm_ray.types import UserError
 
 FORMAT = 1
@@ -60,7 +59,7 @@ class Checkpoints:
     def writing(self, step: int) -> Iterator[Path]:
         """Write the state after ``step`` updates; it counts when the block ends without exception.
 
-        Older states than the last two are removed then.
+        Older states than the last two are removed then, and newer ones, which were damaged.
 
         Yields:
             An empty local folder to write files into.
@@ -81,8 +80,12 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
             if self._remote and not done:
                 self._remove(name)
-        for old in self._names()[:-KEPT]:
-            self._remove(old)
+        names = self._names()
+        passed_over = [name for name in names if _step_of(name) > step]  # damaged, so we went on
+        kept = [name for name in names if name not in passed_over][-KEPT:]
+        for name in names:
+            if name not in kept:
+                self._remove(name)
 
     @contextlib.contextmanager
     def latest(self, step: int | None = None) -> Iterator[Saved | None]:
@@ -96,7 +99,7 @@ class Checkpoints:
         with tempfile.TemporaryDirectory(prefix="kdfm-") as temporary:
             damaged: list[str] = []
             for name in reversed(self._names()):
-                number = int(name.partition("-")[0])
+                number = _step_of(name)
                 if step is not None and number != step:
                     continue
                 path = self._fetch(name, Path(temporary, name))
@@ -133,7 +136,7 @@ class Checkpoints:
     def _commit(self, path: Path, name: str, step: int) -> None:
         files = {}
         for file in sorted(path.iterdir()):
-            _to_disk(file)
+            to_disk(file)
             files[file.name] = file_facts(file)
         text = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1)
         if self._remote:
@@ -144,9 +147,9 @@ class Checkpoints:
             return
         temporary = path / f".{MANIFEST}"
         temporary.write_text(text)
-        _to_disk(temporary)
+        to_disk(temporary)
         temporary.replace(path / MANIFEST)
-        _to_disk(path)
+        to_disk(path)
 
     def _fetch(self, name: str, target: Path) -> Path:
         if not self._remote:
@@ -165,6 +168,10 @@ class Checkpoints:
 
     def _path(self, *parts: str) -> str:
         return "/".join((self._folder, *parts))
+
+
+def _step_of(name: str) -> int:
+    return int(name.partition("-")[0])
 
 
 def _problem(path: Path) -> str | None:
@@ -188,12 +195,3 @@ def _problem(path: Path) -> str | None:
         if file_facts(file) != facts:
             return f"{name} is not what was written"
     return None
-
-
-def _to_disk(path: Path) -> None:
-    """Have the system write a file, or the names in a folder, to the disk now."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -57,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, most likely
+        kept = "what is finished or saved is kept, and the same command goes on"
+        print(f"kdfm: {error}; {kept}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt as error:
         text = str(error) or "interrupted; finished stages are kept, the same command goes on"
         print(f"kdfm: {text}", file=sys.stderr)

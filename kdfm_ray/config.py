@@ -258,7 +258,10 @@ class FaultConfig(Section):
         None, ge=1, description="also save after each so many updates; none: by time alone"
     )
     max_failures: int = Field(
-        3, ge=0, description="times that failed training workers are started again, per run"
+        3, ge=0, description="times that failed workers of a stage's training start again"
+    )
+    wait_minutes: float = Field(
+        30.0, gt=0, description="minutes to wait, in all, for lost nodes that training needs"
     )
 
 
@@ -369,14 +372,15 @@ class Config(Section):
 
 
 SECRET_IN_URI = (
-    "a URI with a user or password in it would be printed and saved with the run: leave it out, "
+    "a URI with a password in it would be printed and saved with the run: leave it out, "
     "and give credentials as the file system's own environment variables or files"
 )
 
 
 def holds_secret(uri: str) -> bool:
-    """Whether a URI has a user or password before its host."""
-    return "@" in uri.partition("://")[2].partition("/")[0]
+    """Whether a URI has a password before its host."""
+    user, at, _ = uri.partition("://")[2].partition("/")[0].rpartition("@")
+    return bool(at) and ":" in user
 
 
 def absolute_paths(config: Config) -> Config:

@@ -22,7 +22,7 @@ VERSIONS = {
     "labels": 1,
     "trusted": 1,
     "inner": 1,
-    "evaluation": 1,
+    "evaluation": 2,
 }
 # The last three are in the key as they were resolved.
 NOT_IN_TRAINING = {"log_every", "precision", "memory_format", "compile"}

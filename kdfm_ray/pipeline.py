@@ -159,7 +159,14 @@ class _Stages:
         numerics = self._numerics()
         self.plan = self._plan_with(numerics)
         facts = self.prepared.facts
-        self._note_done("data", facts | {"numerics": self.how_numerics})
+        begun = {
+            "store": self.store.root,
+            "images": self.plan.dataset,
+            "split": self.plan.split,
+            "numerics": str(numerics),
+            "outer network": self.plan.outer,
+        }
+        self._note_done("data", facts | {"numerics": self.how_numerics, "begun": begun})
         self._warn("data", [*facts["data_warnings"], *facts["split_warnings"]])
 
     def _plan_with(self, numerics: Numerics) -> Plan:
@@ -207,6 +214,7 @@ class _Stages:
                 numerics=self.plan.numerics,
                 batch_size=self.config.label.batch_size,
                 num_actors=self.config.label.num_actors,
+                max_failures=self.config.faults.max_failures,
             )
 
         self._do("label", "labels", self.plan.labels, work)
@@ -273,6 +281,7 @@ class _Stages:
             if key is None:
                 continue
             if self.store.find(role, key) is not None:
+                Checkpoints(self.store, role, key).clear()  # of one who died before it could
                 self._note_reused(role)
                 continue
             inner = role == "inner"

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -122,6 +123,21 @@ class Store:
         _check_files(path, manifest)
         return Artifact(stage, key, lambda: path, (path / "record.json").read_text)
 
+    def get(self, stage: str, key: str) -> Artifact:
+        """The complete artifact of a stage that has been done.
+
+        Raises:
+            UserError: it is not seen from here.
+        """
+        found = self.find(stage, key)
+        if found is None:
+            raise UserError(
+                f"{self.root}/{stage}/{key} is not seen by the node {socket.gethostname()}: the "
+                "store is not shared by all nodes, or its files were removed meanwhile; give a "
+                "shared folder or a URI with --store"
+            )
+        return found
+
     @contextlib.contextmanager
     def writing(self, stage: str, key: str) -> Iterator[Draft]:
         """Write an artifact; it is complete when the block ends without an exception.
@@ -174,6 +190,8 @@ class Store:
             self._fs.pipe_file(path, text.encode())
 
     def _commit_local(self, folder: Path, attempt: str, text: str) -> None:
+        for path in (folder / attempt).rglob("*"):
+            to_disk(path)
         temporary = folder / f".{attempt}.json"
         with temporary.open("w") as file:
             file.write(text)
@@ -252,6 +270,15 @@ def _check_files(path: Path, manifest: dict[str, Any], *, hashes: bool = False) 
                 f"artifact file {file} is damaged or missing ({size} bytes, {facts['size']} "
                 f"expected): delete the folder {path.parent} to have the stage done again"
             )
+
+
+def to_disk(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk now."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def file_facts(file: Path) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class LabelBench:
         with tempfile.TemporaryDirectory() as folder:
             labeler = self._labeler(network, pictures, folder, numerics, device, threads)
             bare, whole = [], []
-            bounds = shards(self.count, self.batch_size, actors=1)
+            bounds = shards(self.count, self.batch_size)
             _bare_loop(
                 network, pictures.images[: self.batch_size], self.batch_size, numerics, device
             )

@@ -11,13 +11,15 @@ comes in when a worker starts.
 from __future__ import annotations
 
 import contextlib
-import shutil
+import math
+import os
 import threading
 import time
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import fsspec
 
 from kdfm_ray.config import Config
 from kdfm_ray.jobs.interrupts import hear_interrupts
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.1  # between a waiting worker's looks at the board
 PREEMPTION_CALLS = 5  # at each so many questions for wishes (one a second) Ray is asked, too
+RESTART_SECONDS = 3.0  # no restart is faster: what fails again within them is the same failure
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,11 @@ class Crew:
                 self._train_here(tasks, interrupt)
             else:
                 self._train_by_workers(tasks, interrupt)
+            if interrupt.is_set():  # too late for the last update
+                raise Stopped(
+                    "stopped; the networks of this stage are finished and stored, and the same "
+                    "command goes on after them"
+                )
 
     def _train_by_workers(self, tasks: list[TrainTask], interrupt: threading.Event) -> None:
         import ray
@@ -158,7 +166,7 @@ class Crew:
 
         device = torch.device("cuda" if self._session.use_gpu else "cpu")
 
-        def wish() -> Wish:
+        def wish(updates: int) -> Wish:
             return Wish.STOP if interrupt.is_set() else Wish.NONE
 
         runtime = Runtime(device=device, emit=self._session.emit, wish=wish)
@@ -202,7 +210,8 @@ class Crew:
                 # Workers that are started again go on from the network's saved state. Machines
                 # that are taken away are nobody's fault, and counted apart (no limit).
                 failure_config=FailureConfig(
-                    max_failures=self._config.faults.max_failures, controller_failure_limit=3
+                    max_failures=self._config.faults.max_failures,
+                    controller_failure_limit=_patience(self._config.faults.wait_minutes),
                 ),
                 callbacks=[_tell_restarts(session.emit, self._config.faults.max_failures)],
             ),
@@ -212,8 +221,9 @@ class Crew:
         except BaseException as error:
             self._errors.append(error)
         finally:
-            if not self._store.remote:  # what Ray keeps of a run: nothing that the store lacks
-                shutil.rmtree(Path(storage, name), ignore_errors=True)
+            with contextlib.suppress(Exception):  # what Ray keeps: nothing that the store lacks
+                files, folder = fsspec.url_to_fs(f"{storage}/{name}")
+                files.rm(folder, recursive=True)
 
 
 def _how_many(session: Session) -> int | tuple[int, int]:
@@ -230,16 +240,17 @@ def _tell_restarts(emit: Emit, limit: int) -> Any:
 
     class TellRestarts(UserCallback):
         def __init__(self) -> None:
-            self.count = 0
+            self.told = 0.0
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Any]) -> None:
-            self.count += 1
-            if self.count > limit:
-                return  # the end of the run says it
-            rank, error = min(worker_exceptions.items())
+            rank, error = _culprit(worker_exceptions)
+            # Ray calls this at each look at the same failure; and a mistake ends the run.
+            if time.monotonic() - self.told < RESTART_SECONDS or isinstance(error, UserError):
+                return
+            self.told = time.monotonic()
             text = (
-                f"training worker {rank} failed ({last_line(error)}): starting the workers again, "
-                f"{self.count} of {limit} times"
+                f"training worker {rank} failed ({_in_short(error)}): the workers start again from "
+                f"the last saved state (at most {limit} times)"
             )
             emit({"note": text})
 
@@ -357,13 +368,13 @@ class _Wishes:
         self._board, self._rank, self._calls = board, rank, 0
         self._machine_goes = False
 
-    def __call__(self) -> Wish:
+    def __call__(self, updates: int) -> Wish:
         import ray
         import ray.train
 
         from kdfm_ray.training.runtime import Wish
 
-        if self._calls % PREEMPTION_CALLS == 0:
+        if updates == 1 or self._calls % PREEMPTION_CALLS == 0:
             self._machine_goes = ray.train.get_preemption_info() is not None
         self._calls += 1
         if self._rank == 0 and ray.get(self._board.is_to_stop.remote()):
@@ -372,27 +383,45 @@ class _Wishes:
 
 
 def _first_cause(error: BaseException, restarts: int) -> BaseException:
-    """Why the workers failed: a cause that we know of any of them, else that of the first.
-
-    When one worker fails, the others often report no more than that it has gone.
-    """
-    failures = sorted(getattr(error, "worker_failures", {}).items())
-    for _, failure in failures:
-        original = getattr(failure, "_base_exc", failure)  # Ray wraps it to carry its traceback
-        if isinstance(original, UserError | FloatingPointError):
-            return original
+    """Why the workers failed, with Ray's report of all of them."""
+    failures = dict(getattr(error, "worker_failures", {}))
+    if not failures:
+        if isinstance(error, Exception):
+            return RunFailed(f"training failed: {_in_short(error)}\nRay's report:\n{error}")
+        return error
+    rank, failure = _culprit(failures)
+    if isinstance(failure, UserError | FloatingPointError):
+        return failure
     again = f" (after {restarts} restarts)" if restarts else ""
-    if failures:
-        rank, failure = failures[0]
-        lines = [line for line in str(failure).splitlines() if line.strip()]
-        cause = lines[-1].strip() if lines else type(failure).__name__
-        return RunFailed(f"training worker {rank} failed{again}: {cause}\nIts report:\n{failure}")
-    if isinstance(error, Exception):
-        return RunFailed(f"training failed{again}: {error}")
-    return error
+    return RunFailed(
+        f"training worker {rank} failed{again}: {_in_short(failure)}\nRay's report:\n{error}"
+    )
 
 
-def last_line(error: BaseException) -> str:
-    """The cause at the end of a text that may be a traceback, cut to one sentence."""
+def _culprit(failures: dict[int, Any]) -> tuple[int, BaseException]:
+    """The worker that failed first, by what it said, and its failure.
+
+    When one worker is gone, the others often report no more than a lost connection.
+    """
+
+    def likely(item: tuple[int, Any]) -> tuple[bool, bool, int]:
+        rank, failure = item
+        known = isinstance(failure, UserError | FloatingPointError)
+        gone = type(failure).__name__ == "WorkerHealthCheckFailedError"
+        return not known, not gone, rank
+
+    rank, failure = min(failures.items(), key=likely)
+    return rank, getattr(failure, "_base_exc", failure)  # Ray wraps it to carry its traceback
+
+
+def _in_short(error: BaseException) -> str:
+    """Type and text, cut to one sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].partition(". ")[0][:300] if lines else type(error).__name__
+    text = lines[-1].partition(". ")[0][:300] if lines else ""
+    return f"{type(error).__name__}: {text}"
+
+
+def _patience(minutes: float) -> int:
+    """Starts of workers that may fail: each waits so long for the nodes that it needs."""
+    seconds = float(os.environ.get("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60"))
+    return math.ceil(60 * minutes / seconds)

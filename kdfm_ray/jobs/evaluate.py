@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -58,14 +59,14 @@ def _evaluate(
 
     torch.set_num_threads(threads)  # Ray sets one where a task asks for no CPUs
     store, started = Store(store_root), time.perf_counter()
-    dataset = store.find("dataset", dataset_key)
-    assert dataset is not None
+    dataset = store.get("dataset", dataset_key)
     test = load_images(dataset, "test")
     device = torch.device("cuda" if use_gpu else "cpu")
     accuracy: dict[str, float | None] = {}
+    validation: dict[str, float | None] = {}
     for number, (role, network_key) in enumerate(networks.items()):
-        artifact = store.find(role, network_key)
-        assert artifact is not None
+        artifact = store.get(role, network_key)
+        validation[role] = artifact.record()["val_accuracy"]
         if test is None:
             accuracy[role] = None
             continue
@@ -81,5 +82,36 @@ def _evaluate(
         accuracy[role] = correct / len(test)
         emit({"stage": "evaluate", "step": number + 1, "total": len(networks)})
     with store.writing("evaluation", key) as draft:
-        seconds = time.perf_counter() - started
-        draft.write_record({"test_accuracy": accuracy, "seconds": seconds})
+        draft.write_record(
+            {
+                "test_accuracy": accuracy,
+                "warnings": verdict_warnings(accuracy, validation),
+                "seconds": time.perf_counter() - started,
+            }
+        )
+
+
+def verdict_warnings(
+    test: Mapping[str, float | None], val: Mapping[str, float | None]
+) -> list[str]:
+    """Plain words where a training was not worth it.
+
+    Args:
+        test: role -> test accuracy (fraction), ``None`` without a test set.
+        val: role -> validation accuracy, which counts then.
+    """
+    scores = {role: test[role] if test[role] is not None else val[role] for role in test}
+    outer, inner, base = (scores.get(role) for role in ("outer", "inner", "baseline"))
+    found = []
+    if inner is not None and outer is not None and inner < outer:
+        found.append(
+            f"the inner network ({inner:.1%}) is below the outer one ({outer:.1%}): look at the "
+            "trusted subset's precision, raise select.tau_select, or try inner.loss sce"
+        )
+    if inner is not None and base is not None and inner <= base:
+        found.append(
+            f"KD-FixMatch ({inner:.1%}) did not beat training on the labeled images alone "
+            f"({base:.1%}): train for more steps, or check that the unlabeled images are of the "
+            "same classes"
+        )
+    return found

@@ -15,6 +15,7 @@ An artifact holds Parquet files with one row per unlabeled image:
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ from kdfm_ray.types import Emit
 
 PARTS = "parts"  # folder of the Parquet files in the artifact
 SHARD_IMAGES = 16_384  # at most in one file
+SHARDS = 16  # at least, where batches are small enough for it
 ONE_CLASS = 0.98  # share of all pseudo labels from which they say nothing
 
 
@@ -77,15 +79,19 @@ def label(
     numerics: Numerics,
     batch_size: int,
     num_actors: int | None,
+    max_failures: int = 3,
 ) -> None:
-    """Label every unlabeled image once, with the network under key ``outer``."""
+    """Label every unlabeled image once, with the network under key ``outer``.
+
+    An actor that dies is started again, ``max_failures`` times each.
+    """
     started = time.perf_counter()
     count = prepared.facts["num_unlabeled"]
     actors = num_actors or max(1, session.scale.num_workers)
-    bounds = shards(count, batch_size, actors)
+    bounds = shards(count, batch_size)
     task = LabelTask(
         store=store.root,
-        folder=f"{store.root}/states/labels/{key}",
+        folder=f"{store.root}/states/labels/{key}-{batch_size}",
         outer=outer,
         dataset=prepared.dataset.key,
         split=prepared.split.key,
@@ -105,7 +111,7 @@ def label(
         for shard in missing:
             labeler({name: np.array([bound]) for name, bound in shard.items()})
     elif missing:
-        _label_by_job(task, missing, session, actors)
+        _label_by_job(task, missing, session, actors, max_failures)
     with store.writing("labels", key) as draft:
         _collect(files, folder, bounds, draft)
         class_counts = _check_complete(draft, count, len(prepared.facts["classes"]))
@@ -134,12 +140,9 @@ class Labeler:
 
         torch.set_num_threads(task.threads)
         store = Store(task.store)
-        outer = store.find("outer", task.outer)
-        dataset = store.find("dataset", task.dataset)
-        split = store.find("split", task.split)
-        assert outer is not None
-        assert dataset is not None
-        assert split is not None
+        outer = store.get("outer", task.outer)
+        dataset = store.get("dataset", task.dataset)
+        split = store.get("split", task.split)
         device = torch.device("cuda" if task.use_gpu else "cpu")
         self._network = task.numerics.place(load_network(outer.path), device)
         images = load_images(dataset, "train")
@@ -183,7 +186,7 @@ class Labeler:
 
 
 def _label_by_job(
-    task: LabelTask, shards: list[dict[str, int]], session: Session, actors: int
+    task: LabelTask, shards: list[dict[str, int]], session: Session, actors: int, restarts: int
 ) -> None:
     import ray.data
 
@@ -202,6 +205,9 @@ def _label_by_job(
             fn_constructor_args=(task, session.emit),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(actors, len(shards))),
+            # Else Ray would start an actor that dies on its images again and again, for ever.
+            max_restarts=restarts,
+            max_task_retries=restarts,
             **resources,
         )
         .take_all()
@@ -209,12 +215,13 @@ def _label_by_job(
     assert len(done) == len(shards), (len(done), len(shards))
 
 
-def shards(count: int, batch_size: int, actors: int) -> list[dict[str, int]]:
-    """Bounds of shards: several for each actor, and all of whole batches but the last.
+def shards(count: int, batch_size: int) -> list[dict[str, int]]:
+    """Bounds of shards: at least some for each actor, and all of whole batches but the last.
 
-    So an image has the same companions in its forward pass however many actors there are.
+    So an image has the same companions in its forward pass however many actors there are, and a
+    pass can go on with another number of them.
     """
-    wanted = min(SHARD_IMAGES, -(-count // (4 * actors)))
+    wanted = min(SHARD_IMAGES, -(-count // SHARDS))
     size = batch_size * max(1, wanted // batch_size)
     return [{"start": start, "stop": min(start + size, count)} for start in range(0, count, size)]
 
@@ -250,11 +257,17 @@ def _is_done(files: fsspec.AbstractFileSystem, folder: str, shard: dict[str, int
 def _collect(
     files: fsspec.AbstractFileSystem, folder: str, shards: list[dict[str, int]], draft: Draft
 ) -> None:
-    """Move the files of all shards into the artifact."""
+    """Put the files of all shards into the artifact; they stay until it is complete."""
     _, target = fsspec.url_to_fs(f"{draft.url}/{PARTS}")
     files.makedirs(target, exist_ok=True)
     for shard in shards:
-        files.mv(f"{folder}/{_part(**shard)}", f"{target}/{_part(**shard)}")
+        source, copy = f"{folder}/{_part(**shard)}", f"{target}/{_part(**shard)}"
+        try:
+            if not isinstance(files, LocalFileSystem):
+                raise OSError  # no second names there
+            os.link(source, copy)
+        except OSError:
+            files.cp_file(source, copy)
 
 
 def _lists(values: np.ndarray) -> pa.Array:

@@ -65,15 +65,12 @@ def load_training_data(
     """What a training worker reads: mapped images, the split, and trusted labels if any."""
     from kdfm_ray.training.batches import TrainingData
 
-    dataset, split_artifact = store.find("dataset", dataset_key), store.find("split", split_key)
-    assert dataset is not None
-    assert split_artifact is not None
+    dataset, split_artifact = store.get("dataset", dataset_key), store.get("split", split_key)
     train, split = load_images(dataset, "train"), Split.load(split_artifact.path / "split.npz")
     assert train is not None
     trusted = np.full(len(split.unlabeled_index), UNKNOWN, dtype=np.int64)
     if trusted_key is not None:
-        artifact = store.find("trusted", trusted_key)
-        assert artifact is not None
+        artifact = store.get("trusted", trusted_key)
         with np.load(artifact.path / "trusted.npz") as arrays:
             trusted[arrays["trusted_index"]] = arrays["trusted_label"]
         # A labeled image among the unlabeled ones is trusted with its true class.

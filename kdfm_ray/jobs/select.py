@@ -57,11 +57,8 @@ def _select(
     torch.set_num_threads(threads)  # Ray sets one where a task asks for no CPUs
     faiss.omp_set_num_threads(threads)
     store, started = Store(store_root), time.perf_counter()
-    dataset, split_artifact = store.find("dataset", dataset_key), store.find("split", split_key)
-    labels = store.find("labels", labels_key)
-    assert dataset is not None
-    assert split_artifact is not None
-    assert labels is not None
+    dataset, split_artifact = store.get("dataset", dataset_key), store.get("split", split_key)
+    labels = store.get("labels", labels_key)
     split = Split.load(split_artifact.path / "split.npz")
     true_label = np.load(dataset.path / "train_labels.npy")
     pseudo = read_labels(labels.path)

@@ -270,6 +270,7 @@ def _events(emit: Emit) -> Iterator[tuple[Emit, Callable[[], None]]]:
         What those processes emit to, and a function that has all events arrive that were sent.
     """
     import ray
+    from ray.exceptions import RayError
 
     mailbox = start_beside_driver(Mailbox)
     stop = threading.Event()
@@ -283,7 +284,10 @@ def _events(emit: Emit) -> Iterator[tuple[Emit, Callable[[], None]]]:
 
     def pump() -> None:
         while not stop.wait(POLL_SECONDS):
-            drain()
+            try:
+                drain()
+            except RayError:  # Ray is gone: whoever waits for its work says so
+                return
 
     thread = threading.Thread(target=pump, name="kdfm-events", daemon=True)
     thread.start()
@@ -292,7 +296,8 @@ def _events(emit: Emit) -> Iterator[tuple[Emit, Callable[[], None]]]:
     finally:
         stop.set()
         thread.join(timeout=10)
-        ray.kill(mailbox)
+        with contextlib.suppress(Exception):
+            ray.kill(mailbox)
 
 
 def start_beside_driver(kind: type) -> Any:
@@ -366,10 +371,10 @@ def _usable_gpus(scale: ScaleConfig, gpus: int) -> int:
 
 
 def _check_fits(session: Session) -> None:
-    workers = session.scale.num_workers
+    workers = session.scale.min_workers or session.scale.num_workers
     if session.use_gpu and workers > session.gpus:
         raise UserError(
-            f"scale.num_workers = {workers} needs as many GPUs, the cluster has {session.gpus}: "
+            f"{workers} training workers need as many GPUs, the cluster has {session.gpus}: "
             "use fewer workers, or scale.use_gpu no"
         )
     each = session.cpus_per_worker
@@ -381,6 +386,6 @@ def _check_fits(session: Session) -> None:
     needed = workers * each
     if not session.use_gpu and needed > session.cpus:
         raise UserError(
-            f"scale.num_workers = {workers} x {session.cpus_per_worker} CPUs = {needed}, the "
+            f"{workers} training workers x {session.cpus_per_worker} CPUs = {needed}, the "
             f"cluster has {session.cpus}: use at most {session.cpus} workers, or fewer CPUs each"
         )

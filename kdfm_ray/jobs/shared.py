@@ -67,9 +67,11 @@ def _sees(mark: str) -> bool:
 
 def _answer(reference: object) -> bool:
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, RayTaskError
 
     try:
         return bool(ray.get(reference))
+    except RayTaskError:
+        return False  # it may not read there, for example
     except RayError:
         return True  # a node that went away meanwhile needs no store

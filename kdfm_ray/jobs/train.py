@@ -84,11 +84,9 @@ def _last_metrics(metrics: list[dict[str, Any]]) -> dict[str, Any]:
 def _initial_network(task: TrainTask, config: Config, store: Store) -> Network:
     """The starting weights: by seed, from a file, or from the outer network."""
     if task.outer is not None:
-        outer = store.find("outer", task.outer)
-        assert outer is not None
+        outer = store.get("outer", task.outer)
         return load_network(outer.path).train().requires_grad_(True)
-    dataset = store.find("dataset", task.dataset)
-    assert dataset is not None
+    dataset = store.get("dataset", task.dataset)
     scratch = task.role == "inner" and config.inner.init == "scratch"
     return make_network(
         config,

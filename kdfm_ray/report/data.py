@@ -76,10 +76,9 @@ def make_report(finished: Finished) -> dict[str, Any]:
             *dict.fromkeys(notes),
             *(
                 text
-                for stage in (*roles, "labels", "trusted")
+                for stage in (*roles, "labels", "trusted", "evaluation")
                 for text in records.get(stage, {}).get("warnings", ())
             ),
-            *verdict_warnings(test, val),
         ],
     }
 
@@ -93,22 +92,3 @@ def trusted_figures(selection: dict[str, Any]) -> dict[str, Any]:
         "precision": agreed["precision"],
         "precision_all": selection["filters"]["all"]["precision"],
     }
-
-
-def verdict_warnings(test: dict[str, float | None], val: dict[str, float | None]) -> list[str]:
-    """Plain words where a training was not worth it; on the test set, or else on validation."""
-    scores = {role: test[role] if test[role] is not None else val[role] for role in test}
-    outer, inner, base = (scores.get(role) for role in ("outer", "inner", "labeled_only"))
-    found = []
-    if inner is not None and outer is not None and inner < outer:
-        found.append(
-            f"the inner network ({inner:.1%}) is below the outer one ({outer:.1%}): look at the "
-            "trusted subset's precision, raise select.tau_select, or try inner.loss sce"
-        )
-    if inner is not None and base is not None and inner <= base:
-        found.append(
-            f"KD-FixMatch ({inner:.1%}) did not beat training on the labeled images alone "
-            f"({base:.1%}): train for more steps, or check that the unlabeled images are of the "
-            "same classes"
-        )
-    return found

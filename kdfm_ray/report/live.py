@@ -37,7 +37,7 @@ class LiveView:
     def __init__(self, console: Console | None = None) -> None:
         """Write to ``console``, by default standard output."""
         self.console = console or Console(highlight=False)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal may come while it is held
         self._bars: dict[str, TaskID] = {}
         self._numbers: dict[str, str] = {}
         self._done: dict[str, int] = {}

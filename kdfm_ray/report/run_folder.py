@@ -14,6 +14,7 @@ from kdfm_ray.store import Artifact
 from kdfm_ray.types import Event, UserError
 
 ROLES = ("baseline", "outer", "inner")
+BEGUN = "begun.json"
 LATER_STAGES = ("select.", "inner.")  # settings that no earlier stage depends on
 
 
@@ -33,24 +34,46 @@ class RunFolder:
         """
         self.path, self._config = path, config
         self._written: set[tuple[str, int, bool]] = set()  # (stage, step, is it a validation)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._tensorboard: Any = None
+        self._failed = False  # to write a line
         self.note = _check_same_run(path, config)  # what is different from an unfinished run here
 
-    def open(self) -> None:
-        """Make the folder and save the config; metrics of an earlier try are written anew."""
+    def open(self, begun: dict[str, str] | None = None) -> None:
+        """Make the folder and save the config; metrics of an earlier try are written anew.
+
+        Args:
+            begun: what the run is made of and begins with: the store, and keys by what they are of.
+
+        Raises:
+            UserError: the run in the folder was made of something else, though its config is the
+                same; says what.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        _check_same_start(self.path, begun or {})
+        _replace(self.path / BEGUN, json.dumps(begun or {}, indent=1) + "\n")
         _replace(self.path / "config.yaml", self._config.to_yaml())
         (self.path / "metrics.jsonl").write_text("")
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
-    def log(self, event: Event) -> None:
-        """Write a progress event that carries metrics; others are none of its business."""
+    def log(self, event: Event) -> str | None:
+        """Write a progress event that carries metrics; others are none of its business.
+
+        Returns:
+            What is wrong where it could not be written, the first time; the line is written when
+            its network is finished.
+        """
         if event.get("stage") not in ROLES or not ("loss" in event or "val_accuracy" in event):
-            return
+            return None
         with self._lock:
-            if _line_key(event) not in self._written:  # workers that start again report anew
+            if _line_key(event) in self._written:  # workers that start again report anew
+                return None
+            try:
                 self._write({key: value for key, value in event.items() if key != "total"})
+            except OSError as error:
+                first, self._failed = not self._failed, True
+                return f"metrics cannot be written to {self.path} now ({error})" if first else None
+        return None
 
     def complete(self, network: Artifact) -> None:
         """Write those lines of a finished network that were not seen live."""
@@ -63,6 +86,9 @@ class RunFolder:
 
     def finish(self, artifacts: dict[str, Artifact], report: dict[str, Any]) -> None:
         """Copy the split and the inner network here, and write the report last."""
+        networks = [artifacts[role] for role in ROLES if role in artifacts]
+        lines = "".join((network.path / "metrics.jsonl").read_text() for network in networks)
+        _replace(self.path / "metrics.jsonl", lines)  # in order, whatever was seen live
         shutil.copyfile(artifacts["split"].path / "split.npz", self.path / "split.npz")
         for name in ("model.safetensors", "model.json"):
             shutil.copyfile(artifacts["inner"].path / name, self.path / name)
@@ -133,6 +159,28 @@ def _check_same_run(path: Path, config: Config) -> str:
     raise UserError(
         f"{path} holds {kind} with another config ({'; '.join(changed.values())}): give another "
         "folder with --out (stages that both have in common are not done again), or delete that one"
+    )
+
+
+def _check_same_start(path: Path, begun: dict[str, str]) -> None:
+    saved = path / BEGUN
+    if not saved.is_file():
+        return
+    before = json.loads(saved.read_text())
+    changed = [name for name in begun if name in before and begun[name] != before[name]]
+    if not changed:
+        return
+    told = {
+        "store": f"the store was {before.get('store')}, is {begun.get('store')}",
+        "images": "the images are others (names, sizes or times of files), or are read otherwise",
+        "split": "the split is another",
+        "numerics": f"precision and layout were {before.get('numerics')}, are "
+        f"{begun.get('numerics')}",
+        "outer network": "the file of weights, or the code that trains, is another",
+    }
+    raise UserError(
+        f"{path} holds a run of the same config that cannot be gone on with: "
+        f"{told[changed[0]]}. Give another folder with --out, or delete that one"
     )
 
 

@@ -106,6 +106,7 @@ def train_network(
     finally:
         saver.finish()
     runtime.average_buffers(training.ema.network)
+    _check_weights(training.ema.network, role, config, saver)
     return TrainResult(
         network=training.ema.network,
         metrics=meter.lines,
@@ -118,7 +119,12 @@ def train_network(
 
 def _resume(training: Training, meter: Meter, saver: Saver, runtime: Runtime) -> int:
     """Go on from the newest saved state, if there is one; returns the finished updates."""
-    state = saver.resume()
+    try:
+        state = saver.resume()
+    except ValueError as error:
+        raise UserError(
+            f"{error}: delete {saver.place} to train this network from its start"
+        ) from error
     if state is None:
         return 0
     try:
@@ -151,6 +157,16 @@ def _stopped(role: Role, step: int, steps: int, saver: Saver) -> Stopped:
     else:
         kept = "no state of it was saved"
     return Stopped(f"stopped after update {step} of {steps} of the {role} network; {kept}")
+
+
+def _check_weights(network: nn.Module, role: Role, config: Config, saver: Saver) -> None:
+    """The last update may break what its own loss did not show."""
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise FloatingPointError(
+                f"{name} of the {role} network is not finite after its last update: lower "
+                f"train.learning_rate = {config.train.learning_rate:g}{_what_stays(saver)}"
+            )
 
 
 def _what_stays(saver: Saver) -> str:

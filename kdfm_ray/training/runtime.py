@@ -61,7 +61,7 @@ class Wish(IntEnum):
     STOP = 2  # the user wants to go on another time: save, and end
 
 
-def no_wish() -> Wish:
+def no_wish(updates: int) -> Wish:
     """Nobody wants anything."""
     return Wish.NONE
 
@@ -75,14 +75,15 @@ class Runtime:
         world_size: number of workers.
         device: where this worker computes.
         emit: takes progress events; called by rank 0 only.
-        wish: asked about once a second, on every worker at the same step.
+        wish: asked about once a second, on every worker at the same step, with the number of
+            updates since it was asked last.
     """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     emit: Emit = ignore
-    wish: Callable[[], Wish] = no_wish
+    wish: Callable[[int], Wish] = no_wish
 
     def wrap(self, network: nn.Module, *, norm_sync: str) -> nn.Module:
         """The network with gradients averaged over workers.

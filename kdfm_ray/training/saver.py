@@ -76,7 +76,8 @@ class Saver:
         if done < self._ask_next:
             return due
         now = time.monotonic()
-        wish, waited = self._runtime.wish(), now - self._saved_at
+        updates = done - (self._asked_step or 0)
+        wish, waited = self._runtime.wish(updates), now - self._saved_at
         if wish == Wish.SAVE and self._warned and waited < WARNED_SECONDS:
             wish = Wish.NONE
         self._warned = self._warned or wish == Wish.SAVE

@@ -103,6 +103,14 @@ class Disturbed:
             time.sleep(0.02)
         return True
 
+    def wait_for_state(self, role, seconds=120):
+        """Return when a state of that network has just been saved."""
+        deadline = time.monotonic() + seconds
+        while not any((self.folder / "store").glob(f"states/{role}/*/*/manifest.json")):
+            assert time.monotonic() < deadline, f"no state of {role}: {self.log()}"
+            assert self.process.poll() is None, self.log()
+            time.sleep(0.02)
+
     def has_begun(self, stage):
         store = self.folder / "store"
         if stage in ("outer", "inner"):
@@ -159,6 +167,11 @@ def outcome(folder):
         "report": strip(json.loads((run / "report.json").read_text())),
         "metrics": sorted((strip(line) for line in lines), key=json.dumps),
     }
+
+
+def resumed(folder, role):
+    """After which updates that network's training went on from a saved state."""
+    return json.loads((folder / "run" / "report.json").read_text())["resumed"][role]
 
 
 def strip(value):

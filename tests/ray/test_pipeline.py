@@ -4,10 +4,8 @@ import dataclasses
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import psutil
@@ -363,37 +361,3 @@ def test_a_cluster_that_is_not_there_is_told():
         RAY_ADDRESS="127.0.0.1:1",
     )
     assert text.startswith("cannot join the Ray cluster at RAY_ADDRESS=127.0.0.1:1")
-
-
-def test_ctrl_c_ends_a_training_at_once_and_leaves_no_process(tmp_path):
-    """Exit status 130, one line, and the same command goes on; in a process of its own."""
-    clean = {name: value for name, value in os.environ.items() if name != LOOPBACK}
-    flags = ["--out", str(tmp_path / "run"), "--store", str(tmp_path / "store")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kdfm_ray", "train", "digits", "--train.steps", "5000", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=clean,
-        start_new_session=True,  # the signal is for the driver alone
-    )
-    try:
-        metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
-        while not (metrics.is_file() and metrics.read_text()):
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline, "no training began"
-            time.sleep(0.2)
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, errors
-    assert "interrupted; finished stages are kept, the same command goes on" in errors
-    assert "Traceback" not in errors
-    gone, alive = psutil.wait_procs(children, timeout=20)
-    assert gone
-    assert not alive
-    assert not (tmp_path / "store" / "baseline").exists() or not list(
-        (tmp_path / "store" / "baseline").rglob("manifest.json")
-    )

@@ -2,10 +2,11 @@
 
 import pytest
 
-from kdfm_ray.report.data import trusted_figures, verdict_warnings
+from kdfm_ray.jobs.evaluate import verdict_warnings
+from kdfm_ray.report.data import trusted_figures
 from kdfm_ray.report.table import percent, time_line, trusted_line
 
-GOOD = {"labeled_only": 0.7, "outer": 0.8, "inner": 0.9}
+GOOD = {"baseline": 0.7, "outer": 0.8, "inner": 0.9}
 
 
 @pytest.mark.parametrize(
@@ -13,7 +14,7 @@ GOOD = {"labeled_only": 0.7, "outer": 0.8, "inner": 0.9}
     [
         (GOOD, []),
         (GOOD | {"inner": 0.75}, ["below the outer one"]),
-        ({"labeled_only": 0.95, "outer": 0.8, "inner": 0.9}, ["did not beat training on the"]),
+        ({"baseline": 0.95, "outer": 0.8, "inner": 0.9}, ["did not beat training on the"]),
         (GOOD | {"inner": 0.6}, ["below the outer one", "did not beat training on the"]),
         ({"outer": 0.8, "inner": 0.9}, []),
     ],

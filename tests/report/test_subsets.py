@@ -94,6 +94,41 @@ def test_an_unfinished_run_is_gone_on_with_or_told_from_another(tmp_path):
         start(tmp_path, train__steps=9, select__tau_select=0.7)
 
 
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("store", "the store was a, is other"),
+        ("images", "the images are others"),
+        ("numerics", "precision and layout were a, are other"),
+        ("outer network", "the file of weights, or the code that trains"),
+    ],
+)
+def test_the_same_config_over_other_things_is_told_and_nothing_is_overwritten(tmp_path, what, told):
+    begun = dict.fromkeys(("store", "images", "split", "numerics", "outer network"), "a")
+    start(tmp_path).open(begun)
+    start(tmp_path).open(begun)
+    (tmp_path / "metrics.jsonl").write_text("kept")
+    with pytest.raises(UserError, match=told):
+        start(tmp_path).open(begun | {what: "other"})
+    assert (tmp_path / "metrics.jsonl").read_text() == "kept"
+
+
+def test_a_full_disk_is_told_once_and_the_line_comes_later(tmp_path, monkeypatch):
+    folder = start(tmp_path)
+    folder.open()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "_write", full)
+        assert "No space left" in folder.log({"stage": "outer", "step": 1, "loss": 1.0})
+        assert folder.log({"stage": "outer", "step": 2, "loss": 1.0}) is None
+    assert folder.log({"stage": "outer", "step": 1, "loss": 1.0}) is None
+    folder.close()
+    assert '"step": 1' in (tmp_path / "metrics.jsonl").read_text()
+
+
 def test_a_finished_run_takes_no_other_config(tmp_path):
     start(tmp_path).open()
     (tmp_path / "report.json").write_text("{}")

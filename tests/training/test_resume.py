@@ -31,10 +31,10 @@ def configure(config=None, **sections):
 def plan(*stops):
     """Wishes: stop after each of these updates (numbered over all calls), asked after each one."""
     calls = iter(range(1, 10_000))
-    return lambda: Wish.STOP if next(calls) in stops else Wish.NONE
+    return lambda updates: Wish.STOP if next(calls) in stops else Wish.NONE
 
 
-def train(config, checkpoints=None, *, role="outer", wish=lambda: Wish.NONE, **more):
+def train(config, checkpoints=None, *, role="outer", wish=lambda updates: Wish.NONE, **more):
     runtime = Runtime(wish=wish, **more)
     torch.manual_seed(321)  # nothing may depend on the global generator
     return train_network(
@@ -130,7 +130,7 @@ def test_states_are_saved_by_time(checkpoints):
 
 def test_a_machine_that_goes_has_the_state_saved_at_once(checkpoints):
     calls = iter(range(1, 100))
-    train(configure(), checkpoints, wish=lambda: Wish.SAVE if next(calls) >= 3 else Wish.NONE)
+    train(configure(), checkpoints, wish=lambda _: Wish.SAVE if next(calls) >= 3 else Wish.NONE)
     with checkpoints.latest() as found:
         assert found.step == 3, "and not after each update from then on"
 
