@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -123,6 +124,8 @@ class LabelBench:
             batch_size=self.batch_size,
             use_gpu=device.type == "cuda",
             threads=threads,
+            run="bench",
+            max_failures=sys.maxsize,
         )
         return Labeler(task, ignore)
 

@@ -404,11 +404,12 @@ def _culprit(failures: dict[int, Any]) -> tuple[int, BaseException]:
     When one worker is gone, the others often report no more than a lost connection.
     """
 
-    def likely(item: tuple[int, Any]) -> tuple[bool, bool, int]:
+    def likely(item: tuple[int, Any]) -> tuple[bool, bool, bool, int]:
         rank, failure = item
         known = isinstance(failure, UserError | FloatingPointError)
         gone = type(failure).__name__ == "WorkerHealthCheckFailedError"
-        return not known, not gone, rank
+        lost_another = "gloo" in str(failure) or "NCCL" in str(failure)
+        return not known, not gone, lost_another, rank
 
     rank, failure = min(failures.items(), key=likely)
     return rank, getattr(failure, "_base_exc", failure)  # Ray wraps it to carry its traceback

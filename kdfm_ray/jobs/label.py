@@ -33,7 +33,7 @@ from kdfm_ray.jobs.prepare import Prepared, load_images
 from kdfm_ray.jobs.session import Session, quiet_libraries
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.store import Draft, Store
-from kdfm_ray.types import Emit
+from kdfm_ray.types import Emit, RunFailed
 
 PARTS = "parts"  # folder of the Parquet files in the artifact
 SHARD_IMAGES = 16_384  # at most in one file
@@ -67,6 +67,8 @@ class LabelTask:
     batch_size: int
     use_gpu: bool
     threads: int
+    run: str  # tells the tries of one pass from those of another
+    max_failures: int
 
 
 def label(
@@ -83,7 +85,10 @@ def label(
 ) -> None:
     """Label every unlabeled image once, with the network under key ``outer``.
 
-    An actor that dies is started again, ``max_failures`` times each.
+    An actor that dies is started again.
+
+    Raises:
+        RunFailed: actors died on the same images more than ``max_failures`` times.
     """
     started = time.perf_counter()
     count = prepared.facts["num_unlabeled"]
@@ -99,6 +104,8 @@ def label(
         batch_size=batch_size,
         use_gpu=session.use_gpu,
         threads=session.cpus_per_worker,
+        run=uuid.uuid4().hex[:8],
+        max_failures=max_failures,
     )
     files, folder = fsspec.url_to_fs(task.folder)
     files.makedirs(folder, exist_ok=True)
@@ -111,7 +118,7 @@ def label(
         for shard in missing:
             labeler({name: np.array([bound]) for name, bound in shard.items()})
     elif missing:
-        _label_by_job(task, missing, session, actors, max_failures)
+        _label_by_job(task, missing, session, actors)
     with store.writing("labels", key) as draft:
         _collect(files, folder, bounds, draft)
         class_counts = _check_complete(draft, count, len(prepared.facts["classes"]))
@@ -157,11 +164,27 @@ class Labeler:
         A shard's file appears whole; one that is done twice, because an actor died, is the same.
         """
         for start, stop in zip(shards["start"], shards["stop"], strict=True):
+            self._count_try(start)
             rows = self.rows(np.arange(start, stop, dtype=np.int64))
             _write_whole(rows, f"{self._task.folder}/{_part(start, stop)}")
             advance = int(stop - start)
             self._emit({"stage": "label", "advance": advance, "total": len(self._position)})
         return shards
+
+    def _count_try(self, start: int) -> None:
+        """Ray starts actors that die again without end; the folder knows how often that was."""
+        folder = f"{self._task.folder}/tries"
+        files, path = fsspec.url_to_fs(folder)
+        files.makedirs(path, exist_ok=True)
+        files.invalidate_cache()
+        name = f"{self._task.run}-{start:012d}-"
+        tries = sum(name in str(entry) for entry in files.ls(path, detail=False))
+        if tries > self._task.max_failures:
+            raise RunFailed(
+                f"labeling died {tries} times on the images from {start} on, perhaps for want of "
+                "memory: try a smaller label.batch_size"
+            )
+        files.touch(f"{path}/{name}{tries}")
 
     def rows(self, index: np.ndarray) -> pa.Table:
         """The rows of images at ``index`` (int64 ``[n]``)."""
@@ -186,7 +209,7 @@ class Labeler:
 
 
 def _label_by_job(
-    task: LabelTask, shards: list[dict[str, int]], session: Session, actors: int, restarts: int
+    task: LabelTask, shards: list[dict[str, int]], session: Session, actors: int
 ) -> None:
     import ray.data
 
@@ -205,9 +228,6 @@ def _label_by_job(
             fn_constructor_args=(task, session.emit),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(actors, len(shards))),
-            # Else Ray would start an actor that dies on its images again and again, for ever.
-            max_restarts=restarts,
-            max_task_retries=restarts,
             **resources,
         )
         .take_all()

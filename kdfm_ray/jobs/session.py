@@ -156,7 +156,14 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
 
 def _cause(error: Exception) -> str:
     """What went wrong on Ray's side, in one line."""
-    cause = getattr(error, "cause", None) or error
+    cause: BaseException = error
+    while True:  # Ray wraps what a task raised, and Ray Data wraps that
+        inner = getattr(cause, "cause", None) or cause.__cause__
+        if not isinstance(inner, BaseException):
+            break
+        cause = inner
+    if isinstance(cause, RunFailed):
+        return str(cause)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
 
@@ -206,7 +213,8 @@ def _init(*, joining: bool, verbose: bool) -> None:
         address = os.environ["RAY_ADDRESS"]
         try:
             _check_reachable(address)
-            ray.init(address=address, **quiet)
+            with contextlib.nullcontext() if verbose else _without_line("Set ray log level"):
+                ray.init(address=address, **quiet)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"cannot join the Ray cluster at RAY_ADDRESS={address}: {error}. Start that "

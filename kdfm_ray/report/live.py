@@ -125,13 +125,13 @@ class LiveView:
 
     def _line(self, text: str) -> None:
         if self.console.is_terminal:
-            self._progress.console.print(text)
+            self._progress.console.print(text, markup=False)
         else:
             self._plain(text)
 
     def _plain(self, text: str) -> None:
         if not self.console.is_terminal:
-            self.console.print(text.rstrip(), soft_wrap=True)
+            self.console.print(text.rstrip(), soft_wrap=True, markup=False)
             self._last_line = time.monotonic()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kdfm_ray.report.live import TITLES
@@ -32,8 +33,8 @@ def print_report(report: dict[str, Any], console: Console, folder: str) -> None:
     console.print(trusted_line(report))
     console.print(time_line(report), soft_wrap=True)
     for warning in report["warnings"]:
-        console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
-    console.print(f"run folder: {folder}", soft_wrap=True)
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
+    console.print(f"run folder: {folder}", soft_wrap=True, markup=False)
 
 
 def trusted_line(report: dict[str, Any]) -> str:

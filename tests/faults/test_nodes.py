@@ -78,6 +78,30 @@ def test_a_node_lost_in_each_of_three_stages(cluster, tmp_path):
     assert_same(outcome(folder), outcome(expected))
 
 
+def test_a_node_that_will_be_taken_away_saves_first(cluster, tmp_path):
+    """Told 20 s before, by Ray's own way of draining nodes; no state is due by then."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    flags = {"train__steps": 3000, "faults__save_every": "none", "baseline": "no"}
+    with Disturbed(tmp_path, flags, environment=join(cluster)) as run:
+        assert run.wait_for_stage("outer"), run.log()
+        assert not list(tmp_path.glob("store/states/outer/*/*/manifest.json"))
+        node = node_with(cluster, "RayTrainWorker")
+        deadline = int((time.time() + 20) * 1000)
+        accepted, why = GcsClient(address=cluster.address).drain_node(
+            node.node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot", deadline
+        )
+        assert accepted, why
+        run.wait_for_state("outer", seconds=20)
+        deadline = time.monotonic() + 90
+        while "going on after update" not in run.log():
+            assert time.monotonic() < deadline, run.log()
+            time.sleep(0.2)
+
+
 def test_with_fewer_workers_until_the_node_is_back(cluster, tmp_path):
     """Two workers, then one, without batch norm: the result agrees with that of one process."""
     group = {"model__norm": "group", "train__steps": 300, "select__clusterer": "none"}

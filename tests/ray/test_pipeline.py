@@ -24,7 +24,7 @@ from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.pipeline import run
 from kdfm_ray.store import Store
 from kdfm_ray.training.runtime import ignore
-from kdfm_ray.types import UserError
+from kdfm_ray.types import RunFailed, UserError
 
 pytestmark = [
     pytest.mark.ray,
@@ -68,7 +68,8 @@ def cluster():
     module.prepare_environment(local=True)
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    ray.init(address="local", num_cpus=4, **quiet)
     with open_session(make_config("unused").scale, ignore) as session:
         yield session
     ray.shutdown()
@@ -289,6 +290,26 @@ def test_a_worker_that_fails_ends_the_run_with_its_cause(first):
     assert not list((root / "ray_train").iterdir()), "nothing of Ray's is left in the store"
 
 
+def test_a_worker_that_raises_is_started_again_and_then_its_error_comes_first(cluster, first):
+    _, config, root = first
+    store, again = Store(str(root)), run(config, ignore)
+    few = config.model_copy(update={"faults": config.faults.model_copy(update={"max_failures": 1})})
+    task = TrainTask(
+        role="outer",
+        key="raises",
+        dataset=again.artifacts["dataset"].key,
+        split=again.artifacts["split"].key,
+        numerics=Numerics("fp32", "sideways"),
+    )
+    events = []
+    session = dataclasses.replace(cluster, emit=events.append)
+    with Crew(session, store, few) as crew, pytest.raises(RunFailed) as error:
+        crew.train([task])
+    text = str(error.value)
+    assert text.startswith("training worker 0 failed (after 1 restarts): KeyError: 'sideways'")
+    assert "Traceback" in text
+
+
 def test_more_workers_than_cpus_is_refused(first):
     _, config, _ = first
     many = config.model_copy(update={"scale": config.scale.model_copy(update={"num_workers": 16})})
@@ -352,7 +373,7 @@ def test_a_cluster_that_is_not_there_is_told():
     (text,) = run_python(
         "from kdfm_ray.jobs.session import open_session\n"
         "from kdfm_ray.config import ScaleConfig\n"
-        "from kdfm_ray.types import UserError\n"
+        "from kdfm_ray.types import RunFailed, UserError\n"
         "try:\n"
         "    with open_session(ScaleConfig(), print):\n"
         "        pass\n"
@@ -361,3 +382,27 @@ def test_a_cluster_that_is_not_there_is_told():
         RAY_ADDRESS="127.0.0.1:1",
     )
     assert text.startswith("cannot join the Ray cluster at RAY_ADDRESS=127.0.0.1:1")
+
+
+@pytest.mark.parametrize(("outer", "told"), [("nowhere", "outer/nowhere is not seen by the node")])
+def test_a_labeler_that_cannot_work_ends_with_its_cause(first, outer, told):
+    """Not by trying for ever."""
+    _, config, root = first
+    again = run(config, ignore)
+    split = again.artifacts["split"]
+    facts = again.artifacts["dataset"].record() | split.record()
+    with (
+        pytest.raises((RunFailed, UserError)) as error,
+        open_session(config.scale, ignore) as session,
+    ):
+        label(
+            session,
+            Store(str(root)),
+            Prepared(again.artifacts["dataset"], split, facts),
+            outer,
+            "by-nobody",
+            numerics=Numerics(),
+            batch_size=128,
+            num_actors=1,
+        )
+    assert told in str(error.value), str(error.value)

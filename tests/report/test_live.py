@@ -70,3 +70,21 @@ def test_bars_on_a_terminal():
     assert "FixMatch (outer) network" in text
     assert "10/10" in text
     assert "1295/1295" in text
+
+
+def test_texts_from_elsewhere_are_no_markup_and_warnings_come_once():
+    """Ray's errors and class names may have brackets."""
+    for terminal in (True, False):
+        output = io.StringIO()
+        console = Console(file=output, force_terminal=terminal, width=200, highlight=False)
+        with LiveView(console) as view:
+            view({"note": "lost [/gloo/pair.cc:561] peer"})
+            view({"stage": "outer", "resumed": 40, "total": 100})
+            for _ in range(2):
+                view({"stage": "label", "warning": "all are [/red]"})
+            view({"stage": "inner", "waiting": "another run [x] computes"})
+        text = output.getvalue()
+        assert "lost [/gloo/pair.cc:561] peer" in text
+        assert "going on after update 40" in text
+        assert text.count("all are [/red]") == 1
+        assert "another run [x] computes" in text
