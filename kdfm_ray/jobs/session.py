@@ -159,12 +159,14 @@ def _cause(error: Exception) -> str:
     cause: BaseException = error
     while True:  # Ray wraps what a task raised, and Ray Data wraps that
         inner = getattr(cause, "cause", None) or cause.__cause__
-        if not isinstance(inner, BaseException):
+        if not isinstance(inner, BaseException) or not str(inner):
             break
         cause = inner
     if isinstance(cause, RunFailed):
         return str(cause)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    if any(line.startswith("File ") for line in lines):
+        return lines[-1]  # of a traceback
     return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
 
 
@@ -200,7 +202,7 @@ def quiet_libraries(session: Session) -> None:
     if session.verbose:
         return
     for name in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _init(*, joining: bool, verbose: bool) -> None:

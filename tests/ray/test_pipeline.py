@@ -296,17 +296,18 @@ def test_a_worker_that_raises_is_started_again_and_then_its_error_comes_first(cl
     few = config.model_copy(update={"faults": config.faults.model_copy(update={"max_failures": 1})})
     task = TrainTask(
         role="outer",
-        key="raises",
+        key="raises\0",  # no file can be called so
         dataset=again.artifacts["dataset"].key,
         split=again.artifacts["split"].key,
-        numerics=Numerics("fp32", "sideways"),
+        numerics=Numerics(),
     )
     events = []
     session = dataclasses.replace(cluster, emit=events.append)
     with Crew(session, store, few) as crew, pytest.raises(RunFailed) as error:
         crew.train([task])
     text = str(error.value)
-    assert text.startswith("training worker 0 failed (after 1 restarts): KeyError: 'sideways'")
+    begin = "training worker 0 failed (after 1 restarts): ValueError: embedded null byte"
+    assert text.startswith(begin), text
     assert "Traceback" in text
 
 
