@@ -75,7 +75,7 @@ class Crew:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self.leave()
-        elif issubclass(kind, Exception):  # another stage's
+        elif issubclass(kind, Exception) and not issubclass(kind, RunFailed):  # another stage's
             with contextlib.suppress(Exception):
                 self.leave()
         elif self._board is not None:  # an interrupt waits for nobody, and nobody for it

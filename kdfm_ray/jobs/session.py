@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kdfm_ray.config import ScaleConfig
+from kdfm_ray.jobs.watch import watching_ray
 from kdfm_ray.types import Emit, Event, RunFailed, UserError
 
 T = TypeVar("T")
@@ -143,7 +144,8 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
                 keeps_workers=ours and not joining and gpus == 0,
             )
             _check_fits(session)
-            yield session
+            with watching_ray():
+                yield session
     except RayError as error:
         raise RunFailed(
             f"{_cause(error)}. What is finished or saved stays in the store, and the same command "

@@ -136,11 +136,15 @@ def test_disturbed_at_a_random_moment(tmp_path, undisturbed, stage, what):
         assert status == 0, "others go on, or start it again"
     if what == "interrupt":
         assert status in (0, 130), log
-    if what == "ray":
-        assert status in (0, 1), log
-    run_to_end(tmp_path, **({"scale__num_workers": 0} if alone else {}))
+    if what == "ray" and status != 0:  # it may have been over by then
+        assert status == 1, log
+        assert "Ray's processes on this machine ended" in log or "goes on from it" in log
+    # Half of them go on in one process, which is faster and has to come to the same.
+    quick = what in ("in one process", "ray", "interrupt")
+    run_to_end(tmp_path, **({"scale__num_workers": 0} if quick else {}))
+    how = f"{what} twice" if what == "interrupt" and twice else what
     print(
-        f"\n{stage}: {what}{' twice' if twice else ''} {moment:.2f} s after its start; ended with "
+        f"\n{stage}: {how} {moment:.2f} s after its start; ended with "
         f"{status} after {ended:.0f} s; in all {time.monotonic() - started:.0f} s"
     )
     assert_same(outcome(tmp_path), undisturbed)
