@@ -7,7 +7,7 @@ run.report["test_accuracy"]
 
 from kdfm_ray.api import Run, load, train
 from kdfm_ray.config import Config
-from kdfm_ray.types import UserError
+from kdfm_ray.types import RunFailed, Stopped, UserError
 
-__all__ = ["Config", "Run", "UserError", "load", "train"]
+__all__ = ["Config", "Run", "RunFailed", "Stopped", "UserError", "load", "train"]
 __version__ = "0.1.0"

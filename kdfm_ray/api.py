@@ -123,6 +123,11 @@ def train(
 
     Raises:
         UserError: a mistake in the config or the data; the text says what to do.
+        FloatingPointError: a loss became NaN or infinite.
+        RunFailed: the run cannot go on, and no setting is to blame.
+        Stopped: it was stopped by Ctrl-C; a ``KeyboardInterrupt``.
+
+    Whatever is raised, the same call goes on from what was finished or saved.
     """
     values = base_values(preset, config)
     given: dict[str, Any] = dict(settings or {})
@@ -171,7 +176,7 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
     with LiveView(console) as view:
         if folder.note:
             view({"note": folder.note})
-        finished = run(config, emit, verbose=verbose)
+        finished = run(config, emit, verbose=verbose, begun_with=folder.begun_with)
     for role in SHOWN:
         if role in finished.artifacts:
             folder.complete(finished.artifacts[role])

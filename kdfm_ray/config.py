@@ -257,9 +257,7 @@ class FaultConfig(Section):
     save_every: int | None = Field(
         None, ge=1, description="also save after each so many updates; none: by time alone"
     )
-    max_failures: int = Field(
-        3, ge=0, description="times that failed workers of a stage's training start again"
-    )
+    max_failures: int = Field(3, ge=0, description="times that failed training workers start again")
     wait_minutes: float = Field(
         30.0, gt=0, description="minutes to wait, in all, for lost nodes that training needs"
     )

@@ -19,6 +19,7 @@ from kdfm_ray import keys
 from kdfm_ray.checkpoints import Checkpoints
 from kdfm_ray.config import Config, absolute_paths
 from kdfm_ray.jobs.crew import Crew, TrainTask
+from kdfm_ray.jobs.interrupts import noting_interrupts
 from kdfm_ray.jobs.session import Session, open_session
 from kdfm_ray.jobs.shared import check_shared
 from kdfm_ray.leases import lease
@@ -68,7 +69,9 @@ class Finished:
     resources: dict[str, int]
 
 
-def run(config: Config, emit: Emit, *, verbose: bool = False) -> Finished:
+def run(
+    config: Config, emit: Emit, *, verbose: bool = False, begun_with: str | None = None
+) -> Finished:
     """Run the pipeline.
 
     Args:
@@ -76,24 +79,36 @@ def run(config: Config, emit: Emit, *, verbose: bool = False) -> Finished:
         emit: takes progress events: ``{"stage": name, "state": start | done | reused, ...}`` around
             stages, ``{"stage": name, "step": n, "total": m, ...}`` within.
         verbose: let Ray's own logs through.
+        begun_with: the numerics of an earlier try, where the config leaves them open.
 
     Raises:
-        UserError: something that the user can mend; what was finished stays in the store.
+        UserError: something that the user can mend.
+        FloatingPointError: a loss became NaN or infinite.
+        RunFailed: it cannot go on, and no setting is to blame; or ``on_warning = stop``.
+        Stopped: it was asked to, by Ctrl-C.
+
+    Whatever is raised, what was finished or saved stays in the store.
     """
     started = time.perf_counter()
     store = Store(config.store or default_root())
     with (
+        noting_interrupts() as interrupted,
         open_session(config.scale, emit, verbose=verbose) as session,
         Crew(session, store, absolute_paths(config)) as crew,
     ):
         check_shared(session, store)
-        stages = _Stages(config, store, session, crew, emit)
-        stages.data()
-        stages.train_outer()
-        stages.label()
-        stages.select()
-        stages.train_inner()
-        stages.evaluate()
+        stages = _Stages(config, store, session, crew, emit, begun_with)
+        for stage in (
+            stages.data,
+            stages.train_outer,
+            stages.label,
+            stages.select,
+            stages.train_inner,
+            stages.evaluate,
+        ):
+            stage()
+            if interrupted.is_set():  # and swallowed by some library
+                raise KeyboardInterrupt
     return Finished(
         config=stages.config,
         plan=stages.plan,
@@ -131,10 +146,17 @@ class _Stages:
     """The stages of one run; each method does what is missing and nothing else."""
 
     def __init__(
-        self, config: Config, store: Store, session: Session, crew: Crew, emit: Emit
+        self,
+        config: Config,
+        store: Store,
+        session: Session,
+        crew: Crew,
+        emit: Emit,
+        begun_with: str | None,
     ) -> None:
         self.config = absolute_paths(config)
         self.store, self.session, self.crew, self.emit = store, session, crew, emit
+        self.begun_with = begun_with
         self.reused: list[str] = []
         self.how_numerics: dict[str, Any] = {}
         self.plan: Plan
@@ -180,6 +202,10 @@ class _Stages:
         if len(choices) == 1:
             self.how_numerics = {"choice": str(choices[0]), "how": "set by the configuration"}
             return choices[0]
+        for choice in choices:
+            if str(choice) == self.begun_with:
+                self.how_numerics = {"choice": str(choice), "how": "as this run was begun"}
+                return choice
         for choice in choices:
             if self._is_begun(self._plan_with(choice)):
                 self.how_numerics = {"choice": str(choice), "how": "as this run was begun"}

@@ -190,7 +190,7 @@ class Store:
             self._fs.pipe_file(path, text.encode())
 
     def _commit_local(self, folder: Path, attempt: str, text: str) -> None:
-        for path in (folder / attempt).rglob("*"):
+        for path in [*(folder / attempt).rglob("*"), folder / attempt]:
             to_disk(path)
         temporary = folder / f".{attempt}.json"
         with temporary.open("w") as file:
@@ -199,6 +199,7 @@ class Store:
             os.fsync(file.fileno())
         try:
             os.link(temporary, folder / MANIFEST)  # fails where one exists: the first one stays
+            to_disk(folder)
         except FileExistsError:
             shutil.rmtree(folder / attempt)
         finally:

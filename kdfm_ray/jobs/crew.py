@@ -73,12 +73,12 @@ class Crew:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
+        if kind is None and not self._session.keeps_workers:
             self.leave()
-        elif issubclass(kind, Exception) and not issubclass(kind, RunFailed):  # another stage's
+        elif kind is not None and issubclass(kind, Exception) and not issubclass(kind, RunFailed):
             with contextlib.suppress(Exception):
                 self.leave()
-        elif self._board is not None:  # an interrupt waits for nobody, and nobody for it
+        elif self._board is not None:  # our Ray ends with us; an interrupt waits for nobody
             with contextlib.suppress(Exception):
                 self._board.close.remote()
 
@@ -114,6 +114,8 @@ class Crew:
         while self._alive():
             if ray.get(self._board.count_done.remote()) == self._given:
                 break
+            if self._session.scale.min_workers is not None:
+                self._check_heard()
             if interrupt.is_set() and not asked:
                 ray.get(self._board.ask_to_stop.remote())
                 started, asked = time.monotonic(), True
@@ -125,6 +127,19 @@ class Crew:
             raise self._why_not_done()
         if not self._session.keeps_workers:
             self.leave()
+
+    def _check_heard(self) -> None:
+        """Ray waits without end and without a word for nodes of which a few would be enough."""
+        import ray
+
+        minutes = self._config.faults.wait_minutes
+        if ray.get(self._board.silence.remote()) > 60 * minutes:
+            fewest = self._session.scale.min_workers
+            raise RunFailed(
+                f"no training worker was heard of for {minutes:g} minutes: the cluster has no room "
+                f"for scale.min_workers = {fewest}. Give it more nodes, or ask for fewer workers; "
+                "the same command goes on from the last saved state"
+            )
 
     def leave(self) -> None:
         """Have the workers end, and wait for it; how they end, once all is done, is no matter."""
@@ -182,11 +197,16 @@ class Crew:
 
     def _run_fit(self) -> None:
         """In a thread of its own: in the main one ``fit()`` would replace Python's Ctrl-C."""
+        try:
+            self._fit_crew(f"crew-{uuid.uuid4().hex[:8]}")
+        except BaseException as error:
+            self._errors.append(error)
+
+    def _fit_crew(self, name: str) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        session, storage = self._session, f"{self._store.root}/ray_train"
-        name = f"crew-{uuid.uuid4().hex[:8]}"
+        session, storage = self._session, _storage(self._session, self._store)
         trainer = TorchTrainer(
             _work,
             train_loop_config={
@@ -218,8 +238,6 @@ class Crew:
         )
         try:
             trainer.fit()
-        except BaseException as error:
-            self._errors.append(error)
         finally:
             with contextlib.suppress(Exception):  # what Ray keeps: nothing that the store lacks
                 files, folder = fsspec.url_to_fs(f"{storage}/{name}")
@@ -240,21 +258,30 @@ def _tell_restarts(emit: Emit, limit: int) -> Any:
 
     class TellRestarts(UserCallback):
         def __init__(self) -> None:
-            self.told = 0.0
+            self.seen, self.count = -RESTART_SECONDS, 0
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Any]) -> None:
             rank, error = _culprit(worker_exceptions)
-            # Ray calls this at each look at the same failure; and a mistake ends the run.
-            if time.monotonic() - self.told < RESTART_SECONDS or isinstance(error, UserError):
+            # Ray calls this at each look at the same failure.
+            before, self.seen = self.seen, time.monotonic()
+            if self.seen - before < RESTART_SECONDS or isinstance(error, UserError):
                 return
-            self.told = time.monotonic()
-            text = (
-                f"training worker {rank} failed ({_in_short(error)}): the workers start again from "
-                f"the last saved state (at most {limit} times)"
-            )
-            emit({"note": text})
+            self.count += 1
+            next_step = "starting the workers again from the last saved state"
+            if self.count > limit:
+                next_step = f"it was the failure number {self.count}"
+            emit({"note": f"training worker {rank} failed ({_in_short(error)}): {next_step}"})
 
     return TellRestarts()
+
+
+def _storage(session: Session, store: Store) -> str:
+    """Where Ray Train keeps its notes of a run, which hold nothing that the store lacks."""
+    if not session.keeps_workers:
+        return f"{store.root}/ray_train"
+    import ray
+
+    return f"{ray._private.worker._global_node.get_session_dir_path()}/train"
 
 
 class Board:
@@ -266,6 +293,7 @@ class Board:
         self._done = 0
         self._closed = False
         self._to_stop = False
+        self._heard = time.monotonic()  # of a worker
         self._ended: BaseException | None = None
 
     def give(self, tasks: list[TrainTask]) -> None:
@@ -280,8 +308,13 @@ class Board:
         """Workers save their state after the next update and end."""
         self._to_stop = True
 
+    def silence(self) -> float:
+        """Seconds since a worker has asked for anything."""
+        return time.monotonic() - self._heard
+
     def is_to_stop(self) -> bool:
         """Whether they should."""
+        self._heard = time.monotonic()
         return self._to_stop
 
     def end(self, why: BaseException) -> None:
@@ -294,6 +327,7 @@ class Board:
 
     def look(self, number: int) -> tuple[list[TrainTask] | None, bool]:
         """List ``number`` (from 0) if it is there, and whether it may yet come."""
+        self._heard = time.monotonic()
         if number < len(self._lists):
             return self._lists[number], True
         return None, not self._closed

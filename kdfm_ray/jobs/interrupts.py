@@ -12,6 +12,29 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)  # the second is how jobs and machines
 
 
 @contextlib.contextmanager
+def noting_interrupts() -> Iterator[threading.Event]:
+    """Raise ``KeyboardInterrupt`` at Ctrl-C as usual, and set an event.
+
+    Some libraries swallow the exception, for example while they are imported; whoever looks at the
+    event after them can still end.
+    """
+    heard = threading.Event()
+    if not _may_handle() or _is_ignored(signal.SIGINT):
+        yield heard
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        heard.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
 def hear_interrupts(on_first: Callable[[], None]) -> Iterator[threading.Event]:
     """Set an event at the first Ctrl-C (or SIGTERM) in the block; raise as usual at the second.
 
@@ -24,7 +47,7 @@ def hear_interrupts(on_first: Callable[[], None]) -> Iterator[threading.Event]:
         The event, for whoever trains to look at.
     """
     heard = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if not _may_handle():
         yield heard
         return
 
@@ -34,9 +57,19 @@ def hear_interrupts(on_first: Callable[[], None]) -> Iterator[threading.Event]:
         heard.set()
         on_first()
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    before = {n: signal.signal(n, handle) for n in SIGNALS if not _is_ignored(n)}
     try:
         yield heard
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _may_handle() -> bool:
+    """Python allows handlers in the main thread only."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    """As by ``nohup``: whoever started this process does not want it to hear the signal."""
+    return signal.getsignal(number) is signal.SIG_IGN

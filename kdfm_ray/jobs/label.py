@@ -178,7 +178,11 @@ class Labeler:
         files.makedirs(path, exist_ok=True)
         files.invalidate_cache()
         name = f"{self._task.run}-{start:012d}-"
-        tries = sum(name in str(entry) for entry in files.ls(path, detail=False))
+        try:
+            entries = files.ls(path, detail=False)
+        except FileNotFoundError:  # an empty folder of an object store
+            entries = []
+        tries = sum(name in str(entry) for entry in entries)
         if tries > self._task.max_failures:
             raise RunFailed(
                 f"labeling died {tries} times on the images from {start} on, perhaps for want of "

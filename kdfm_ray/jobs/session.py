@@ -123,7 +123,10 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
     from ray.exceptions import RayError
 
     ours = not ray.is_initialized()
+    hushed = contextlib.ExitStack()
     if ours:
+        if not verbose:
+            hushed.enter_context(_hushed_raylets())
         _init(joining=joining, verbose=verbose)
     try:
         with _events(emit) as (remote_emit, drain):
@@ -147,29 +150,30 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
             with watching_ray():
                 yield session
     except RayError as error:
+        cause = _innermost(error)
+        if isinstance(cause, UserError | RunFailed):
+            raise cause from error
         raise RunFailed(
-            f"{_cause(error)}. What is finished or saved stays in the store, and the same command "
-            "goes on from it"
+            f"{_in_a_line(cause)}. What is finished or saved stays in the store, and the same "
+            "command goes on from it"
         ) from error
     finally:
         if ours:
             ray.shutdown()
+        hushed.close()
 
 
-def _cause(error: Exception) -> str:
-    """What went wrong on Ray's side, in one line."""
-    cause: BaseException = error
-    while True:  # Ray wraps what a task raised, and Ray Data wraps that
-        inner = getattr(cause, "cause", None) or cause.__cause__
-        if not isinstance(inner, BaseException) or not str(inner):
-            break
-        cause = inner
-    if isinstance(cause, RunFailed):
-        return str(cause)
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+def _innermost(error: BaseException) -> BaseException:
+    """What a task raised: Ray wraps it, and Ray Data wraps that."""
+    inner = getattr(error, "cause", None) or error.__cause__
+    return _innermost(inner) if isinstance(inner, BaseException) and str(inner) else error
+
+
+def _in_a_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if any(line.startswith("File ") for line in lines):
         return lines[-1]  # of a traceback
-    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def prepare_environment(*, local: bool, verbose: bool = False) -> None:
@@ -211,8 +215,6 @@ def _init(*, joining: bool, verbose: bool) -> None:
     import ray
 
     quiet = {} if verbose else {"log_to_driver": False, "logging_level": "error"}
-    if not verbose:
-        _hush_raylets()
     if joining:
         address = os.environ["RAY_ADDRESS"]
         try:
@@ -234,16 +236,23 @@ def _init(*, joining: bool, verbose: bool) -> None:
         token.chmod(0o600)
 
 
-def _hush_raylets() -> None:
+@contextlib.contextmanager
+def _hushed_raylets() -> Iterator[None]:
     """Keep what nodes say of processes that died out of the live view, which has its own words."""
     import ray._private.worker as worker
 
-    if hasattr(worker, "print_to_stdstream"):
+    before = getattr(worker, "print_to_stdstream", None)
 
-        def nothing(*args: Any, **kwargs: Any) -> None:
-            pass
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        pass
 
+    if before is not None:
         worker.print_to_stdstream = nothing
+    try:
+        yield
+    finally:
+        if before is not None:
+            worker.print_to_stdstream = before
 
 
 @contextlib.contextmanager

@@ -48,8 +48,8 @@ def watching_ray() -> Iterator[None]:
                 ctypes.c_ulong(thread), ctypes.py_object(RayGone)
             )
             if not over.wait(PATIENCE_SECONDS):
-                # From a line of its own, with the cursor back, in case a live view had both.
-                print(f"\nkdfm: {RayGone()}", file=sys.stderr)
+                cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live view hides it
+                print(f"{cursor}\nkdfm: {RayGone()}", file=sys.stderr)
                 sys.stderr.flush()
                 os._exit(1)
             return

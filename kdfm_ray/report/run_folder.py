@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -40,7 +41,7 @@ class RunFolder:
         self.note = _check_same_run(path, config)  # what is different from an unfinished run here
 
     def open(self, begun: dict[str, str] | None = None) -> None:
-        """Make the folder and save the config; metrics of an earlier try are written anew.
+        """Make the folder and save the config; metrics of an earlier try stay.
 
         Args:
             begun: what the run is made of and begins with: the store, and keys by what they are of.
@@ -51,10 +52,22 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         _check_same_start(self.path, begun or {})
-        _replace(self.path / BEGUN, json.dumps(begun or {}, indent=1) + "\n")
+        # The config first: a folder without one holds no run.
         _replace(self.path / "config.yaml", self._config.to_yaml())
-        (self.path / "metrics.jsonl").write_text("")
-        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        _replace(self.path / BEGUN, json.dumps(begun or {}, indent=1) + "\n")
+        roles = ("baseline", "outer") if self.note else ROLES  # the inner network is another then
+        lines = [line for line in _read_lines(self.path) if line["stage"] in roles]
+        with self._lock:
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            _replace(self.path / "metrics.jsonl", text)
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+            for line in lines:
+                self._plot(line)
+
+    @property
+    def begun_with(self) -> str | None:
+        """Precision and layout that an earlier try of this run was begun with."""
+        return _read_begun(self.path).get("numerics")
 
     def log(self, event: Event) -> str | None:
         """Write a progress event that carries metrics; others are none of its business.
@@ -112,12 +125,15 @@ class RunFolder:
             self._tensorboard = None
 
     def _write(self, line: dict[str, Any]) -> None:
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._plot(line)
+
+    def _plot(self, line: dict[str, Any]) -> None:
         from tensorboardX import SummaryWriter
 
         if self._tensorboard is None:
             self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
         for name, value in line.items():
             if isinstance(value, int | float) and name != "step":
                 self._tensorboard.add_scalar(f"{line['stage']}/{name}", value, line["step"])
@@ -163,10 +179,7 @@ def _check_same_run(path: Path, config: Config) -> str:
 
 
 def _check_same_start(path: Path, begun: dict[str, str]) -> None:
-    saved = path / BEGUN
-    if not saved.is_file():
-        return
-    before = json.loads(saved.read_text())
+    before = _read_begun(path)
     changed = [name for name in begun if name in before and begun[name] != before[name]]
     if not changed:
         return
@@ -182,6 +195,29 @@ def _check_same_start(path: Path, begun: dict[str, str]) -> None:
         f"{path} holds a run of the same config that cannot be gone on with: "
         f"{told[changed[0]]}. Give another folder with --out, or delete that one"
     )
+
+
+def _read_begun(path: Path) -> dict[str, str]:
+    """What an earlier try noted; nothing where there was none, or where it is damaged."""
+    try:
+        found = json.loads((path / BEGUN).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Metrics of an earlier try, without a last line that was cut short, each once."""
+    try:
+        text = (path / "metrics.jsonl").read_text()
+    except OSError:
+        return []
+    found: dict[tuple[str, int, bool], dict[str, Any]] = {}
+    for row in text.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            line = json.loads(row)
+            found.setdefault(_line_key(line), line)
+    return list(found.values())
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -201,5 +237,8 @@ def _add_to_json(path: Path, values: dict[str, Any]) -> None:
 def _replace(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -113,7 +113,7 @@ def train_network(
         val_accuracy=meter.val_accuracy,
         seconds=meter.seconds,
         resumed=meter.resumed,
-        warnings=meter.warnings,
+        warnings=[*meter.warnings, *saver.warnings],
     )
 
 

@@ -34,6 +34,7 @@ class Saver:
         self._saved_at = self._asked_at = time.monotonic()
         self._asked_step: int | None = None
         self._ask_next = 0
+        self.warnings: list[str] = []  # for the report, on rank 0
         self._warned = False  # that this machine goes
 
     def resume(self) -> State | None:
@@ -146,4 +147,5 @@ class Saver:
         return "none" if self._last_saved is None else f"after update {self._last_saved}"
 
     def _say(self, text: str) -> None:
+        self.warnings.append(text)
         self._runtime.emit({"stage": self._stage, "warning": text})

@@ -113,6 +113,32 @@ def test_the_same_config_over_other_things_is_told_and_nothing_is_overwritten(tm
     assert (tmp_path / "metrics.jsonl").read_text() == "kept"
 
 
+def test_metrics_of_an_earlier_try_stay(tmp_path):
+    """Even if the next try ends at once; a line that was cut is dropped, none is there twice."""
+    folder = start(tmp_path)
+    folder.open({"numerics": "fp32 channels_last"})
+    for stage in ("outer", "inner"):
+        for step in (1, 2):
+            folder.log({"stage": stage, "step": step, "loss": 1.0})
+    folder.close()
+    metrics = tmp_path / "metrics.jsonl"
+    before = metrics.read_text()
+    metrics.write_text(before + '{"stage": "inner", "st')
+    again = start(tmp_path)
+    assert again.begun_with == "fp32 channels_last"
+    again.open()
+    again.log({"stage": "outer", "step": 2, "loss": 1.0})
+    again.close()
+    assert metrics.read_text() == before
+    other = start(tmp_path, select__tau_select=0.5)
+    other.open()
+    other.close()
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {"outer"}
+    (tmp_path / "begun.json").write_text("")
+    assert start(tmp_path, select__tau_select=0.5).begun_with is None
+
+
 def test_a_full_disk_is_told_once_and_the_line_comes_later(tmp_path, monkeypatch):
     folder = start(tmp_path)
     folder.open()
