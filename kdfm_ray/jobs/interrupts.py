@@ -15,8 +15,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)  # the second is how jobs and machines
 def noting_interrupts() -> Iterator[threading.Event]:
     """Raise ``KeyboardInterrupt`` at Ctrl-C as usual, and set an event.
 
-    Some libraries swallow the exception, for example while they are imported; whoever looks at the
-    event after them can still end.
+    A library that it passes through may swallow the exception; whoever looks at the event after it
+    can still end.
     """
     heard = threading.Event()
     if not _may_handle() or _is_ignored(signal.SIGINT):

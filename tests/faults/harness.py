@@ -74,6 +74,7 @@ class Disturbed:
             stderr=subprocess.STDOUT,
             env=clean | {"OMP_NUM_THREADS": "1"} | self.environment,
             start_new_session=True,  # a Ctrl-C of the test's own is not for it
+            preexec_fn=_hear_interrupts,
         )
         return self
 
@@ -131,6 +132,11 @@ class Disturbed:
     def finish(self, seconds=240):
         """Wait for its end; the exit status."""
         return self.process.wait(timeout=seconds)
+
+
+def _hear_interrupts():
+    """Also where the tests run in the background of a shell, which has their children ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def command_line(process):

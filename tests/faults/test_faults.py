@@ -94,6 +94,11 @@ def test_two_runs_at_once_compute_each_stage_once(tmp_path, undisturbed):
         assert_same(outcome(folder), undisturbed)
 
 
+def has_ended(log):
+    """Whether the last stage was over, and the signal came too late."""
+    return "test set: done" in log
+
+
 SOAK = [
     (stage, what)
     for stage in STAGES
@@ -135,7 +140,7 @@ def test_disturbed_at_a_random_moment(tmp_path, undisturbed, stage, what):
     if what == "process":
         assert status == 0, "others go on, or start it again"
     if what == "interrupt":
-        assert status in (0, 130), log
+        assert status == 130 or has_ended(log), log
     if what == "ray" and status != 0:  # it may have been over by then
         assert status == 1, log
         assert "Ray's processes on this machine ended" in log or "goes on from it" in log
