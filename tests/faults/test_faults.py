@@ -118,16 +118,18 @@ def test_disturbed_at_a_random_moment(tmp_path, undisturbed, stage, what):
     with Disturbed(tmp_path, alone) as run:
         assert run.wait_for_stage(stage)
         time.sleep(moment)
-        workers = run.named(*WORKER)
+        workers, victims = run.named(*WORKER), [run.process]
         if what in ("driver", "in one process"):
             kill([run.process])
             _, alive = psutil.wait_procs(workers, timeout=20)
             assert not alive, "workers of a killed driver end by themselves"
         elif what == "process":
             names = {"label": LABELER, "select": ("_select",)}.get(stage, WORKER)
-            kill(run.named(*names))
+            victims = run.named(*names)
+            kill(victims)
         elif what == "ray":
-            kill(run.named(*RAY))
+            victims = run.named(*RAY)
+            kill(victims)
         else:
             run.signal(signal.SIGINT)
             if twice:
@@ -149,7 +151,7 @@ def test_disturbed_at_a_random_moment(tmp_path, undisturbed, stage, what):
     run_to_end(tmp_path, **({"scale__num_workers": 0} if quick else {}))
     how = f"{what} twice" if what == "interrupt" and twice else what
     print(
-        f"\n{stage}: {how} {moment:.2f} s after its start; ended with "
+        f"\n{stage}: {how} ({len(victims)}) {moment:.2f} s after its start; ended with "
         f"{status} after {ended:.0f} s; in all {time.monotonic() - started:.0f} s"
     )
     assert_same(outcome(tmp_path), undisturbed)
