@@ -42,7 +42,7 @@ def test_a_killed_training_worker_is_started_again_and_goes_on(tmp_path, undistu
         run.wait_for_state("outer")
         kill(run.named(*WORKER))
         assert run.finish() == 0, run.log()
-        assert "the workers start again from the last saved state" in run.log()
+        assert "starting the workers again from the last saved state" in run.log()
         assert "going on after update" in run.log()
     assert resumed(tmp_path, "outer")
     assert_same(outcome(tmp_path), undisturbed)

@@ -201,6 +201,7 @@ def test_workers_stay_between_trainings_while_others_label(cluster, first):
         assert workers.is_alive()
         crew.train([task("inner", "second-list")])
         assert crew._fit is workers
+    workers.join(timeout=30)  # a Ray of one's own would end with the run and wait for nobody
     assert not workers.is_alive()
     for role, key in (
         ("baseline", "first-list"),
