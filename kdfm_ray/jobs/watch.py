@@ -77,7 +77,8 @@ def _node_processes() -> list[psutil.Process]:
             command = process.cmdline()
             if not command:
                 continue
-            is_raylet = command[0].endswith("raylet") and any(socket_name in c for c in command)
+            # Whole: that of another node on this machine may be the same with a number after it.
+            is_raylet = f"--raylet_socket_name={socket_name}" in command
             is_store = command[0].endswith("gcs_server") and process.pid in mine
             if is_raylet or is_store:
                 found.append(process)

@@ -1,11 +1,13 @@
-"""Ctrl-C: heard even where a library swallows the exception, and once more where it is repeated."""
+"""What ends a run from outside: Ctrl-C once, twice or swallowed, and a Ray that died."""
 
 import os
 import signal
 import threading
+import time
 
 import pytest
 
+from kdfm_ray.jobs import watch
 from kdfm_ray.jobs.interrupts import hear_interrupts, noting_interrupts
 
 
@@ -57,3 +59,15 @@ def test_an_ignored_signal_stays_ignored():
             assert not heard.is_set()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_ray_that_died_is_told_where_the_run_is(monkeypatch):
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watch, "_node_processes", lambda: ["a process"])
+    monkeypatch.setattr(watch, "_lives", lambda _: True)
+    with watch.watching_ray():
+        time.sleep(0.1)
+    monkeypatch.setattr(watch, "_lives", lambda _: False)
+    with pytest.raises(watch.RayGone, match="the same command goes on"), watch.watching_ray():
+        for _ in range(1000):
+            time.sleep(0.01)
