@@ -68,6 +68,11 @@ def test_a_ray_that_died_is_told_where_the_run_is(monkeypatch):
     with watch.watching_ray():
         time.sleep(0.1)
     monkeypatch.setattr(watch, "_lives", lambda _: False)
-    with pytest.raises(watch.RayGone, match="the same command goes on"), watch.watching_ray():
-        for _ in range(1000):
-            time.sleep(0.01)
+
+    def work():
+        with watch.watching_ray():
+            for _ in range(1000):
+                time.sleep(0.01)
+
+    with pytest.raises(watch.RayGone, match="the same command goes on"):
+        work()
