@@ -11,6 +11,21 @@ from kdfm_ray.jobs import watch
 from kdfm_ray.jobs.interrupts import hear_interrupts, noting_interrupts
 
 
+@pytest.fixture(autouse=True)
+def as_at_a_terminal():
+    """A shell has what it runs in the background ignore Ctrl-C."""
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in (
+            (signal.SIGINT, signal.default_int_handler),
+            (signal.SIGTERM, signal.SIG_DFL),
+        )
+    }
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
