@@ -1,13 +1,14 @@
-"""What ``import kdfm_ray`` offers: train, load, and a finished run."""
+"""What ``import kdfm_ray`` offers: train, sweep, load, and a finished run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdfm_ray.checks import find_problems
 from kdfm_ray.config import Config, absolute_paths, default_values, parse_config
 from kdfm_ray.types import Event, UserError
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from kdfm_ray.models.backbone import Network
+    from kdfm_ray.sweeps.run import SweepResult
+    from kdfm_ray.sweeps.space import Sweep
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,62 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
     return Run(path, report)
 
 
+def sweep(
+    preset: str | Sweep,
+    *,
+    out: str | Path | None = None,
+    store: str | None = None,
+    seeds: Sequence[int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    verbose: bool = False,
+) -> SweepResult:
+    """Run many pipelines that differ in a few settings, with Ray Tune.
+
+    Trials that agree on all that makes an outer network share it, its labels and its trusted
+    subset. The same call goes on where an earlier one was cut short.
+
+    Args:
+        preset: a sweep's name in ``kdfm presets``, ``path/to/file.py:function``, or a ``Sweep``.
+        out: its folder, for tables and the page.
+        store: folder or URI of artifacts.
+        seeds: instead of the sweep's own.
+        settings: config fields of its base by dotted name, as ``{"train.steps": 500}``.
+        progress: show what happens.
+        verbose: let Ray's own logs through.
+
+    Returns:
+        Its folder, a row for each trial, settings best first, and what was saved.
+
+    Raises:
+        UserError: a mistake in the sweep, or a trial that cannot fit on the cluster.
+        RunFailed: every trial failed.
+        Stopped: it was stopped by Ctrl-C; a ``KeyboardInterrupt``.
+    """
+    from rich.console import Console
+
+    from kdfm_ray.sweeps.run import run_sweep
+    from kdfm_ray.sweeps.space import Sweep
+
+    if isinstance(preset, str):
+        from experiments import load_sweep
+
+        found = load_sweep(preset)
+        if not isinstance(found, Sweep):
+            raise UserError(f"{preset} is a single run: give a sweep, or make one with kdfm.Sweep")
+    else:
+        found = preset
+    values = found.base.model_dump(mode="json")
+    for name, value in (settings or {}).items():
+        _set(values, name, value)
+    if store is not None:
+        values["store"] = store
+    base = parse_config(values, find_problems(values))
+    checked = found.changed(base=base, **({} if seeds is None else {"seeds": tuple(seeds)}))
+    console = Console(highlight=False, quiet=not progress)
+    return run_sweep(checked, None if out is None else Path(out), console, verbose=verbose)
+
+
 def load(path: str | Path) -> Run:
     """Open the folder of a finished run.
 
@@ -212,38 +271,6 @@ def base_values(preset: str | None, config: Config | None) -> dict[str, Any]:
 def preset_name(preset: str) -> str:
     """A name for folders: the preset's, or its function's."""
     return preset.rpartition(":")[2]
-
-
-def find_problems(values: Mapping[str, Any]) -> list[str]:
-    """Names, folders and files in ``values`` that do not exist: found without images or Ray."""
-    from kdfm_ray.data import catalog
-    from kdfm_ray.models import factory
-
-    problems: list[str] = []
-    data, model = values["data"], values["model"]
-    if not isinstance(data, dict) or not isinstance(model, dict):
-        return problems  # the config says what is wrong with that
-    try:
-        if isinstance(data["name"], str):
-            catalog.check_name(data["name"])
-    except UserError as error:
-        problems.append(f"data.name: {error}")
-    try:
-        if isinstance(model["name"], str):
-            factory.check_name(model["name"], str(model["norm"]))
-    except ValueError as error:
-        problems.append(f"model.name: {error}")
-    for name in ("labeled", "unlabeled", "test"):
-        path = data[name]
-        if isinstance(path, str) and not Path(path).expanduser().is_dir():
-            problems.append(f"data.{name} = {path}: no such folder; give an existing folder")
-    pretrained = model["pretrained"]
-    is_file = isinstance(pretrained, str) and pretrained not in ("no", "yes")
-    if is_file and not Path(pretrained).expanduser().is_file():
-        problems.append(
-            f"model.pretrained = {pretrained}: no such file; give no, yes, or a file of weights"
-        )
-    return problems
 
 
 def _set(values: dict[str, Any], name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``kdfm train [PRESET] [--flags]``, ``kdfm presets``, ``kdfm bench PART``.
+"""The command line: ``kdfm train``, ``kdfm sweep``, ``kdfm presets`` and ``kdfm bench``.
 
 Flags are built by tyro from the config's own types, one for every field. Their values stay text
 until all of them are read, so that every mistake is reported at once, by the config itself.
@@ -26,7 +26,10 @@ usage: kdfm COMMAND ...
 
   kdfm train [PRESET] [--flags]   train the outer network, find the trusted labels, train the
                                   inner network; `kdfm train --help` lists every flag
-  kdfm presets                    presets by name, with their cost and result
+  kdfm sweep NAME [--flags]       many runs that differ in a few settings; NAME is a sweep, or a
+                                  preset with --grid FIELD=VALUE,...; `kdfm sweep --help`
+  kdfm sweep --status FOLDER      where a sweep is
+  kdfm presets                    presets and sweeps by name, with their cost and result
   kdfm bench step|augment|label|select [--flags]
                                   how fast the parts are on this machine
 
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if arguments else BAD_INPUT
     command, rest = arguments[0], arguments[1:]
-    commands = {"train": _train, "presets": _presets, "bench": _bench}
+    commands = {"train": _train, "sweep": _sweep, "presets": _presets, "bench": _bench}
     try:
         if command not in commands:
             raise UserError(f"no command {command!r}; commands: {', '.join(commands)}")
@@ -69,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: list[str]) -> None:
-    from kdfm_ray.api import base_values, find_problems, preset_name, run_config
+    from kdfm_ray.api import base_values, preset_name, run_config
+    from kdfm_ray.checks import find_problems
 
     verbose = "--verbose" in arguments
     arguments = [argument for argument in arguments if argument != "--verbose"]
@@ -82,21 +86,56 @@ def _train(arguments: list[str]) -> None:
     run_config(config, name=preset_name(preset) if preset else "run", verbose=verbose)
 
 
+def _sweep(arguments: list[str]) -> None:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from kdfm_ray.sweeps.command import build, parse
+    from kdfm_ray.sweeps.run import default_folder, run_sweep
+    from kdfm_ray.sweeps.status import print_end, print_status
+
+    verbose = "--verbose" in arguments
+    arguments = [argument for argument in arguments if argument != "--verbose"]
+    named = bool(arguments) and not arguments[0].startswith("-")
+    name, arguments = (arguments[0], arguments[1:]) if named else ("", arguments)
+    flags, rest = parse(arguments)
+    console = Console(highlight=False)
+    if flags.status and not name and len(rest) == 1:  # --status FOLDER
+        name, rest = rest[0], []
+    if flags.status and (not name or Path(name).is_dir()):
+        print_status(Path(name or "."), console)
+        return
+    if not name and not rest:
+        raise UserError("name a sweep: `kdfm presets` lists them, `kdfm sweep --help` the flags")
+    from experiments import load_sweep
+
+    found = load_sweep(name) if name else None  # by flags alone: own folders of images
+    sweep, out = build(found, name, flags, rest, parse_flags, _value_of)
+    if flags.status:
+        print_status(out or default_folder(sweep), console)
+        return
+    print_end(run_sweep(sweep, out, console, verbose=verbose), sweep.fields, console)
+
+
 def _presets(arguments: list[str]) -> None:
     if arguments:
         raise UserError(f"kdfm presets takes no arguments, got {' '.join(arguments)}")
     from rich.console import Console
     from rich.table import Table
 
-    from experiments import PRESETS, describe
+    from experiments import PRESETS, SWEEPS, describe
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("preset", "what", "cost", "result"):
-        table.add_column(column, overflow="fold")
-    for name in PRESETS:
-        about = describe(name)
-        table.add_row(name, about.what, about.cost, about.result)
-    Console().print(table)
+    for kind, names in (("preset", PRESETS), ("sweep", SWEEPS)):
+        table = Table(box=None, pad_edge=False)
+        for column in (kind, "what", "cost", "result"):
+            table.add_column(column, overflow="fold")
+        for name in names:
+            about = describe(name)
+            table.add_row(name, about.what, about.cost, about.result)
+        Console().print(table)
+        if kind == "preset":
+            Console().print()
 
 
 def _bench(arguments: list[str]) -> None:
@@ -193,6 +232,17 @@ def _value(text: str, kind: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         return [item.strip() for item in text.split(",") if item.strip()]
     return text
+
+
+def _value_of(name: str, text: str) -> Any:
+    """The text of a field's value as the config reads it; of an unknown field, as it is."""
+    model: Any = Config
+    for part in name.split("."):
+        known = getattr(model, "model_fields", {}).get(part)
+        if known is None:
+            return text
+        model = known.annotation
+    return _value(text, model)
 
 
 def _metavar(kind: Any) -> str:

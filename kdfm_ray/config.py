@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import typing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -230,6 +231,13 @@ class InnerConfig(Section):
     init: Literal["auto", "scratch", "pretrained", "outer"] = Field(
         "auto", description="starting weights; auto: pretrained where model.pretrained has any"
     )
+    trusted_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the trusted labels that are given a wrong class at random, to study "
+        "what label noise does",
+    )
 
 
 class ScaleConfig(Section):
@@ -422,9 +430,10 @@ def parse_config(values: Any, extra_problems: list[str] | None = None) -> Config
     return config
 
 
-def describe_errors(error: ValidationError) -> list[str]:
-    """One sentence per mistake."""
-    return [line for item in error.errors() for line in _describe(item).splitlines()]
+def describe_errors(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
+    """One sentence per mistake in a ``model``, by default a ``Config``."""
+    found = error.errors()
+    return [line for item in found for line in _describe(item, model or Config).splitlines()]
 
 
 def _without(values: Any, error: ValidationError) -> list[str]:
@@ -450,24 +459,28 @@ def default_values() -> dict[str, Any]:
     return values
 
 
-def _describe(item: Any) -> str:
+def _describe(item: Any, model: type[BaseModel]) -> str:
     name = ".".join(str(part) for part in item["loc"])
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{name}: {message}" if name and not message.startswith("give ") else message
     if item["type"] == "extra_forbidden":
-        return f"{name}: unknown; {known_fields(item['loc'])}"
+        return f"{name}: unknown; {known_fields(item['loc'], model)}"
     given = item["input"]
     return f"{name} = {given!r}: {message[0].lower()}{message[1:]}"
 
 
-def known_fields(loc: tuple[Any, ...]) -> str:
+def known_fields(loc: tuple[Any, ...], root: type[BaseModel]) -> str:
     """Name the fields that stand beside ``loc``, closest match first where there is one."""
     import difflib
 
-    model: Any = Config
+    model: Any = root
     for part in loc[:-1]:
-        model = model.model_fields[part].annotation
+        known = getattr(model, "model_fields", {}).get(part)
+        kinds = [] if known is None else [known.annotation, *typing.get_args(known.annotation)]
+        model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+    if not hasattr(model, "model_fields"):
+        return "leave it out"
     fields = sorted(model.model_fields)
     close = difflib.get_close_matches(str(loc[-1]), fields, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

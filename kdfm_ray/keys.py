@@ -22,6 +22,7 @@ VERSIONS = {
     "labels": 1,
     "trusted": 1,
     "inner": 1,
+    "tested": 1,
     "evaluation": 2,
 }
 # The last three are in the key as they were resolved.
@@ -76,7 +77,8 @@ def network_key(
         parts["augment"] = config.augment.model_dump(mode="json")
         parts["fixmatch"] = config.fixmatch.model_dump(mode="json")
     if role == "inner":
-        parts["inner"] = config.inner.model_dump(mode="json")
+        unused = set() if config.inner.trusted_noise else {"trusted_noise"}
+        parts["inner"] = config.inner.model_dump(mode="json", exclude=unused)
         parts["trusted"] = trusted
         parts["outer"] = outer
     return _key(role, parts)
@@ -91,6 +93,12 @@ def trusted_key(config: Config, labels: str) -> str:
     """Key of the trusted subset."""
     select = config.select.model_dump(mode="json")
     return _key("trusted", {"labels": labels, "seed": config.seed, "select": select})
+
+
+def tested_key(dataset: str, network: str, numerics: Numerics) -> str:
+    """Key of the test accuracy of one network."""
+    parts = {"dataset": dataset, "network": network, "numerics": asdict(numerics)}
+    return _key("tested", parts)
 
 
 def evaluation_key(networks: dict[str, str]) -> str:

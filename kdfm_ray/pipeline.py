@@ -70,7 +70,13 @@ class Finished:
 
 
 def run(
-    config: Config, emit: Emit, *, verbose: bool = False, begun_with: str | None = None
+    config: Config,
+    emit: Emit,
+    *,
+    verbose: bool = False,
+    begun_with: str | None = None,
+    stop: Callable[[], bool] | None = None,
+    until_trusted: bool = False,
 ) -> Finished:
     """Run the pipeline.
 
@@ -80,6 +86,8 @@ def run(
             stages, ``{"stage": name, "step": n, "total": m, ...}`` within.
         verbose: let Ray's own logs through.
         begun_with: the numerics of an earlier try, where the config leaves them open.
+        stop: asked about once a second while networks train; true: save and raise ``Stopped``.
+        until_trusted: end before the inner network, with all that many inner ones may share.
 
     Raises:
         UserError: something that the user can mend.
@@ -94,7 +102,7 @@ def run(
     with (
         noting_interrupts() as interrupted,
         open_session(config.scale, emit, verbose=verbose) as session,
-        Crew(session, store, absolute_paths(config)) as crew,
+        Crew(session, store, absolute_paths(config), stop) as crew,
     ):
         check_shared(session, store)
         stages = _Stages(config, store, session, crew, emit, begun_with)
@@ -103,8 +111,7 @@ def run(
             stages.train_outer,
             stages.label,
             stages.select,
-            stages.train_inner,
-            stages.evaluate,
+            *(() if until_trusted else (stages.train_inner, stages.evaluate)),
         ):
             stage()
             if interrupted.is_set():  # and swallowed by some library
@@ -123,6 +130,18 @@ def run(
             "cpus_per_worker": session.cpus_per_worker,
         },
     )
+
+
+def plan_run(config: Config, store: Store, session: Session, emit: Emit) -> tuple[Plan, Prepared]:
+    """All keys of a run, and its data, which are read now if they never were.
+
+    Raises:
+        UserError: anything about the data or the network that the user can mend.
+    """
+    with Crew(session, store, absolute_paths(config)) as crew:
+        stages = _Stages(config, store, session, crew, emit, None)
+        stages.data()
+    return stages.plan, stages.prepared
 
 
 def make_plan(config: Config, dataset: str, split: str, numerics: Numerics) -> Plan:

@@ -13,9 +13,10 @@ LAYERS = [
     ["cli"],
     ["__init__"],
     ["api", "bench"],
+    ["sweeps"],
     ["report"],
     ["pipeline"],
-    ["jobs", "keys"],
+    ["jobs", "keys", "checks"],
     ["training"],
     ["method", "trust", "augment"],
     ["models", "data"],
@@ -25,7 +26,7 @@ LAYERS = [
     ["types"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-RAY_WING = ("jobs", "sweep", "doctor")
+RAY_WING = ("jobs", "sweeps", "doctor")
 
 
 def modules():

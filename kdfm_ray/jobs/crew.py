@@ -16,6 +16,7 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +62,20 @@ class TrainTask:
 class Crew:
     """The training workers of one run; a context manager that ends them."""
 
-    def __init__(self, session: Session, store: Store, config: Config) -> None:
-        """Start nothing yet: a run whose networks are all there needs no workers."""
+    def __init__(
+        self, session: Session, store: Store, config: Config, stop: Callable[[], bool] | None = None
+    ) -> None:
+        """Start nothing yet: a run whose networks are all there needs no workers.
+
+        Args:
+            session: where to start them.
+            store: where networks go.
+            config: the run's.
+            stop: asked about once a second while a network trains: whether to save its state and
+                raise ``Stopped``, as after Ctrl-C.
+        """
         self._session, self._store, self._config = session, store, config
+        self._stop = stop or (lambda: False)
         self._board: Any = None
         self._fit: threading.Thread | None = None
         self._errors: list[BaseException] = []
@@ -116,7 +128,7 @@ class Crew:
                 break
             if self._session.scale.min_workers is not None:
                 self._check_heard()
-            if interrupt.is_set() and not asked:
+            if (interrupt.is_set() or self._stop()) and not asked:
                 ray.get(self._board.ask_to_stop.remote())
                 started, asked = time.monotonic(), True
             assert self._fit is not None
@@ -182,7 +194,7 @@ class Crew:
         device = torch.device("cuda" if self._session.use_gpu else "cpu")
 
         def wish(updates: int) -> Wish:
-            return Wish.STOP if interrupt.is_set() else Wish.NONE
+            return Wish.STOP if interrupt.is_set() or self._stop() else Wish.NONE
 
         runtime = Runtime(device=device, emit=self._session.emit, wish=wish)
         threads = self._session.cpus_per_worker
@@ -206,7 +218,7 @@ class Crew:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        session, storage = self._session, _storage(self._session, self._store)
+        session, storage = self._session, notes_folder(self._session, self._store)
         trainer = TorchTrainer(
             _work,
             train_loop_config={
@@ -275,8 +287,8 @@ def _tell_restarts(emit: Emit, limit: int) -> Any:
     return TellRestarts()
 
 
-def _storage(session: Session, store: Store) -> str:
-    """Where Ray Train keeps its notes of a run, which hold nothing that the store lacks."""
+def notes_folder(session: Session, store: Store) -> str:
+    """Where Ray Train and Tune keep their notes of a run: nothing that the store lacks."""
     if not session.keeps_workers:
         return f"{store.root}/ray_train"
     import ray

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from kdfm_ray import keys
 from kdfm_ray.jobs.prepare import Prepared, load_images
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.models.numerics import Numerics
-from kdfm_ray.store import Store
-from kdfm_ray.types import Emit
+from kdfm_ray.store import Artifact, Store
+from kdfm_ray.types import Emit, ImageSet
 
 
 def evaluate(
@@ -51,35 +52,15 @@ def _evaluate(
     threads: int,
     emit: Emit,
 ) -> None:
-    import torch
-
-    from kdfm_ray.models.backbone import load_network
-    from kdfm_ray.training.batches import ImageSource
-    from kdfm_ray.training.evaluate import count_correct
-
-    torch.set_num_threads(threads)  # Ray sets one where a task asks for no CPUs
     store, started = Store(store_root), time.perf_counter()
-    dataset = store.get("dataset", dataset_key)
-    test = load_images(dataset, "test")
-    device = torch.device("cuda" if use_gpu else "cpu")
     accuracy: dict[str, float | None] = {}
     validation: dict[str, float | None] = {}
     for number, (role, network_key) in enumerate(networks.items()):
         artifact = store.get(role, network_key)
         validation[role] = artifact.record()["val_accuracy"]
-        if test is None:
-            accuracy[role] = None
-            continue
-        network = numerics.place(load_network(artifact.path), device)
-        correct = count_correct(
-            network,
-            ImageSource(test.images, device),
-            np.arange(len(test)),
-            test.labels,
-            batch_size=batch_size,
-            numerics=numerics,
+        accuracy[role] = _tested(
+            store, dataset_key, artifact, numerics, batch_size, use_gpu, threads
         )
-        accuracy[role] = correct / len(test)
         emit({"stage": "evaluate", "step": number + 1, "total": len(networks)})
     with store.writing("evaluation", key) as draft:
         draft.write_record(
@@ -89,6 +70,62 @@ def _evaluate(
                 "seconds": time.perf_counter() - started,
             }
         )
+
+
+def _tested(
+    store: Store,
+    dataset_key: str,
+    network: Artifact,
+    numerics: Numerics,
+    batch_size: int,
+    use_gpu: bool,
+    threads: int,
+) -> float | None:
+    """Test accuracy of one network, kept by itself: runs of a sweep have outer networks in common.
+
+    ``None`` without a test set.
+    """
+    key = keys.tested_key(dataset_key, network.key, numerics)
+    found = store.find("tested", key)
+    if found is None:
+        dataset = store.get("dataset", dataset_key)
+        test = load_images(dataset, "test")
+        accuracy = None
+        if test is not None:
+            accuracy = _accuracy(test, network, numerics, batch_size, use_gpu, threads)
+        with store.writing("tested", key) as draft:
+            draft.write_record({"test_accuracy": accuracy, "network": network.key})
+        found = store.get("tested", key)
+    kept: float | None = found.record()["test_accuracy"]
+    return kept
+
+
+def _accuracy(
+    test: ImageSet,
+    artifact: Artifact,
+    numerics: Numerics,
+    batch_size: int,
+    use_gpu: bool,
+    threads: int,
+) -> float:
+    import torch
+
+    from kdfm_ray.models.backbone import load_network
+    from kdfm_ray.training.batches import ImageSource
+    from kdfm_ray.training.evaluate import count_correct
+
+    torch.set_num_threads(threads)  # Ray sets one where a task asks for no CPUs
+    device = torch.device("cuda" if use_gpu else "cpu")
+    network = numerics.place(load_network(artifact.path), device)
+    correct = count_correct(
+        network,
+        ImageSource(test.images, device),
+        np.arange(len(test)),
+        test.labels,
+        batch_size=batch_size,
+        numerics=numerics,
+    )
+    return correct / len(test)
 
 
 def verdict_warnings(

@@ -16,6 +16,7 @@ from kdfm_ray.data.split import Split, make_split
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.leases import lease
 from kdfm_ray.store import Artifact, Draft, Store
+from kdfm_ray.trust.noise import corrupt
 from kdfm_ray.types import UNKNOWN, Dataset, Emit, ImageSet, UserError
 
 if TYPE_CHECKING:  # the driver prepares nothing itself, and starts sooner without torch
@@ -72,7 +73,11 @@ def load_training_data(
     if trusted_key is not None:
         artifact = store.get("trusted", trusted_key)
         with np.load(artifact.path / "trusted.npz") as arrays:
-            trusted[arrays["trusted_index"]] = arrays["trusted_label"]
+            index, label = arrays["trusted_index"], arrays["trusted_label"]
+        if share := config.inner.trusted_noise:
+            classes = len(dataset.record()["classes"])
+            label = corrupt(label, share, num_classes=classes, seed=config.seed)
+        trusted[index] = label
         # A labeled image among the unlabeled ones is trusted with its true class.
         labeled = np.isin(split.unlabeled_index, split.labeled_index)
         trusted[labeled] = train.labels[split.unlabeled_index[labeled]]

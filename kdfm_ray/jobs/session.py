@@ -107,14 +107,24 @@ class Session:
 
 
 @contextlib.contextmanager
-def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> Iterator[Session]:
+def open_session(
+    scale: ScaleConfig, emit: Emit, *, verbose: bool = False, dashboard: bool = False
+) -> Iterator[Session]:
     """Join the cluster of ``RAY_ADDRESS``, or start one on this machine that ends with the block.
 
     A cluster that is started here listens on loopback only and is quiet; one that is joined is
     left as it is.
+
+    Args:
+        scale: how the run is divided; with no workers there is no Ray.
+        emit: takes progress events of all processes.
+        verbose: let Ray's own logs through.
+        dashboard: start Ray's dashboard too, whose State API Ray Train needs to give back what a
+            trial held that was stopped.
     """
     joining = bool(os.environ.get("RAY_ADDRESS"))
-    prepare_environment(local=not joining, verbose=verbose)
+    if not _ray_runs():
+        prepare_environment(local=not joining, verbose=verbose)
     if scale.num_workers == 0:
         cpus, gpus = _this_process()
         yield Session(True, cpus, _usable_gpus(scale, gpus), cpus, emit, scale, verbose)
@@ -122,12 +132,12 @@ def open_session(scale: ScaleConfig, emit: Emit, *, verbose: bool = False) -> It
     import ray
     from ray.exceptions import RayError
 
-    ours = not ray.is_initialized()
+    ours = not _ray_runs()
     hushed = contextlib.ExitStack()
     if ours:
         if not verbose:
             hushed.enter_context(_hushed_raylets())
-        _init(joining=joining, verbose=verbose)
+        _init(joining=joining, verbose=verbose, dashboard=dashboard)
     try:
         with _events(emit) as (remote_emit, drain):
             resources = ray.cluster_resources()
@@ -211,7 +221,7 @@ def quiet_libraries(session: Session) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _init(*, joining: bool, verbose: bool) -> None:
+def _init(*, joining: bool, verbose: bool, dashboard: bool) -> None:
     import ray
 
     quiet = {} if verbose else {"log_to_driver": False, "logging_level": "error"}
@@ -229,7 +239,7 @@ def _init(*, joining: bool, verbose: bool) -> None:
         return
     with contextlib.nullcontext() if verbose else _without_line("Set ray log level"):
         # "local": never a cluster that somebody else runs on this machine.
-        ray.init(address="local", include_dashboard=False, **quiet)
+        ray.init(address="local", include_dashboard=dashboard, **quiet)
     # Ray makes a token for those who may use it, and lets everybody on this machine read it.
     token = Path("~/.ray/auth_token").expanduser()
     with contextlib.suppress(OSError):
@@ -374,6 +384,12 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _ray_runs() -> bool:
+    """Whether this process is on a cluster already, as in a task or in the trial of a sweep."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _this_process() -> tuple[int, int]:

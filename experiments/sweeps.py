@@ -1,0 +1,442 @@
+"""Sweeps: the paper's open questions and its tables, each also in an edition for 2 CPU cores.
+
+    kdfm sweep smoke
+    kdfm sweep thresholds_cpu --out runs/thresholds_cpu
+
+A sweep is a function that returns a ``Sweep``. Editions with ``_cpu`` in their name are
+Fashion-MNIST at 16 x 16 pixels with a small network and few updates: enough to compare settings
+with each other, far from what the method can reach. The others are the paper's data sets and
+backbone, for GPUs; a result that was never measured says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.paper import PRESETS as PAPER
+from kdfm_ray.config import Config, DataConfig, ModelConfig, TrainConfig
+from kdfm_ray.sweeps.space import Asha, Sweep, grid
+
+RESULTS = Path(__file__).parent / "results"
+CLUSTERERS = ("dec", "idec", "kmeans", "gmm", "spectral", "dbscan", "hdbscan", "none")
+THRESHOLDS = (0.7, 0.8, 0.9, 0.95)
+
+
+def _results(name: str) -> Path | None:
+    """Where finished cells are kept with the code; nowhere in an installed package."""
+    checkout = (RESULTS.parent.parent / "pyproject.toml").is_file()
+    return RESULTS / f"{name}.jsonl" if checkout else None
+
+
+def _small(num_labels: int = 100, steps: int = 400) -> Config:
+    return Config(
+        baseline=False,
+        data=DataConfig(name="fashion_mnist", num_labels=num_labels, num_val=2000, image_size=16),
+        model=ModelConfig(name="wrn_10_2"),
+        train=TrainConfig(
+            steps=steps,
+            batch_size=16,
+            eval_every=steps // 8,
+            precision="bf16",
+            memory_format="channels_last",
+            compile="off",
+        ),
+    )
+
+
+def _paper(preset: str, *, baseline: bool = False) -> Config:
+    return PAPER[preset]().model_copy(update={"baseline": baseline})
+
+
+def smoke() -> Sweep:
+    """Digits, 2 x 2 thresholds, 2 seeds, ASHA: what a newcomer and the tests run.
+
+    kdfm sweep smoke
+
+    Cost: not measured
+    Result: none: too few updates to say anything
+    """
+    base = Config(
+        baseline=False,
+        data=DataConfig(name="digits", num_labels=100, image_size=16),
+        model=ModelConfig(name="wrn_10_2"),
+        train=TrainConfig(
+            steps=120,
+            batch_size=16,
+            eval_every=20,
+            precision="bf16",
+            memory_format="channels_last",
+            compile="off",
+        ),
+    )
+    return Sweep(
+        name="smoke",
+        base=base,
+        space={"select.tau_select": grid(0.5, 0.8), "inner.tau_inner": grid(0.8, 0.95)},
+        seeds=(0, 1),
+        asha=Asha(),
+    )
+
+
+def table() -> Sweep:
+    """The paper's table: four data sets, four label counts, KD-FixMatch with CE and with SCE.
+
+    kdfm sweep table
+
+    Labeled-only and FixMatch stand in the same rows: they are the networks before the inner one.
+
+    Cost: not measured (needs GPUs: 48 outer networks of 20,000 updates, 96 inner ones)
+    Result: not measured
+    """
+    return Sweep(
+        name="table",
+        base=_paper("cifar10_4000", baseline=True),
+        space={
+            "data.name": grid("cifar10", "svhn", "cifar100", "food101"),
+            "data.num_labels": grid(400, 1000, 2000, 4000),
+            "inner.loss": grid("ce", "sce"),
+        },
+        results=_results("table"),
+    )
+
+
+def table_cpu() -> Sweep:
+    """The table on Fashion-MNIST: three label counts, CE and SCE, with the labeled-only baseline.
+
+    kdfm sweep table_cpu
+
+    Cost: not measured
+    Result: not measured
+    """
+    return Sweep(
+        name="table_cpu",
+        base=_small().model_copy(update={"baseline": True}),
+        space={"data.num_labels": grid(40, 100, 400), "inner.loss": grid("ce", "sce")},
+        results=_results("table_cpu"),
+    )
+
+
+def thresholds() -> Sweep:
+    """Open question 2: which (tau_select, tau_inner)? The paper has (0.80, 0.95).
+
+    kdfm sweep thresholds
+
+    Cost: not measured (needs a GPU: 3 outer networks of 20,000 updates, 48 inner ones)
+    Result: not measured
+    """
+    return Sweep(
+        name="thresholds",
+        base=_paper("svhn_1000"),
+        space={"select.tau_select": grid(*THRESHOLDS), "inner.tau_inner": grid(*THRESHOLDS)},
+        results=_results("thresholds"),
+    )
+
+
+def thresholds_cpu() -> Sweep:
+    """Open question 2 on Fashion-MNIST with 100 labels, 3 x 3 thresholds.
+
+    kdfm sweep thresholds_cpu
+
+    Cost: not measured
+    Result: not measured
+    """
+    return Sweep(
+        name="thresholds_cpu",
+        base=_small(),
+        space={
+            "select.tau_select": grid(0.5, 0.8, 0.95),
+            "inner.tau_inner": grid(0.8, 0.9, 0.95),
+        },
+        results=_results("thresholds_cpu"),
+    )
+
+
+def clusterers() -> Sweep:
+    """Open question 1: which clusterer?
+
+    kdfm sweep clusterers
+
+    Cost: not measured (needs a GPU: 3 outer networks of 20,000 updates, 24 inner ones)
+    Result: not measured
+    """
+    return Sweep(
+        name="clusterers",
+        base=_paper("svhn_1000"),
+        space={"select.clusterer": grid(*CLUSTERERS)},
+        results=_results("clusterers"),
+    )
+
+
+def clusterers_cpu() -> Sweep:
+    """Open question 1 on Fashion-MNIST with 100 labels.
+
+    kdfm sweep clusterers_cpu
+
+    Cost: not measured
+    Result: not measured
+    """
+    return Sweep(
+        name="clusterers_cpu",
+        base=_small(),
+        space={"select.clusterer": grid(*CLUSTERERS)},
+        results=_results("clusterers_cpu"),
+    )
+
+
+def labels() -> Sweep:
+    """Open question 3: how the gain scales with labels, 50 to 16,000 on SVHN.
+
+    kdfm sweep labels
+
+    Cost: not measured (needs a GPU: 18 outer networks of 20,000 updates, 18 inner ones)
+    Result: not measured
+    """
+    return Sweep(
+        name="labels",
+        base=_paper("svhn_1000", baseline=True),
+        space={"data.num_labels": grid(50, 250, 1000, 4000, 8000, 16_000)},
+        results=_results("labels"),
+    )
+
+
+def labels_cpu() -> Sweep:
+    """Open question 3 on Fashion-MNIST, 50 to 16,000 labels.
+
+    kdfm sweep labels_cpu
+
+    Cost: not measured
+    Result: not measured
+    """
+    return Sweep(
+        name="labels_cpu",
+        base=_small().model_copy(update={"baseline": True}),
+        space={"data.num_labels": grid(50, 250, 1000, 4000, 16_000)},
+        results=_results("labels_cpu"),
+    )
+
+
+def backbones() -> Sweep:
+    """Open question 4: how it depends on the backbone, each pretrained on ImageNet.
+
+    kdfm sweep backbones
+
+    Cost: not measured (needs a GPU: 12 outer networks of 20,000 updates, 12 inner ones)
+    Result: not measured
+    """
+    names = ("efficientnet_b0", "resnet50", "convnext_tiny", "vit_small_patch16_224")
+    base = _paper("svhn_1000", baseline=True)
+    return Sweep(
+        name="backbones",
+        base=base.model_copy(update={"data": base.data.model_copy(update={"image_size": 224})}),
+        space={"model.name": grid(*names)},
+        results=_results("backbones"),
+    )
+
+
+def backbones_cpu() -> Sweep:
+    """Open question 4 on Fashion-MNIST with 100 labels, from scratch: two Wide ResNets, a ResNet.
+
+    kdfm sweep backbones_cpu
+
+    Cost: not measured
+    Result: not measured
+    """
+    return Sweep(
+        name="backbones_cpu",
+        base=_small().model_copy(update={"baseline": True}),
+        space={"model.name": grid("wrn_10_2", "wrn_16_2", "resnet10t")},
+        results=_results("backbones_cpu"),
+    )
+
+
+def ablation() -> Sweep:
+    """Next check 1: the clustering filter, with and without it.
+
+    kdfm sweep ablation
+
+    Cost: not measured (needs a GPU: 12 outer networks of 20,000 updates, 24 inner ones)
+    Result: not measured
+    """
+    return Sweep(
+        name="ablation",
+        base=_paper("svhn_1000"),
+        space={
+            "data.name": grid("cifar10", "svhn", "cifar100", "food101"),
+            "select.clusterer": grid("dec", "none"),
+        },
+        results=_results("ablation"),
+    )
+
+
+def ablation_cpu() -> Sweep:
+    """Next check 1 on Fashion-MNIST with 100 labels: with DEC and by confidence alone.
+
+    kdfm sweep ablation_cpu
+
+    Cost: not measured
+    Result: not measured
+    """
+    return Sweep(
+        name="ablation_cpu",
+        base=_small(),
+        space={"select.clusterer": grid("dec", "none")},
+        seeds=(0, 1, 2, 3, 4),
+        results=_results("ablation_cpu"),
+    )
+
+
+def noise() -> Sweep:
+    """Next check 2: CE, SCE and GCE where 0 to 60 % of the trusted labels are wrong on purpose.
+
+    kdfm sweep noise
+
+    Cost: not measured (needs a GPU: 3 outer networks of 20,000 updates, 36 inner ones)
+    Result: not measured
+    """
+    return Sweep(
+        name="noise",
+        base=_paper("svhn_1000"),
+        space={
+            "inner.loss": grid("ce", "sce", "gce"),
+            "inner.trusted_noise": grid(0.0, 0.2, 0.4, 0.6),
+        },
+        results=_results("noise"),
+    )
+
+
+def noise_cpu() -> Sweep:
+    """Next check 2 on Fashion-MNIST with 100 labels.
+
+    kdfm sweep noise_cpu
+
+    Cost: not measured
+    Result: not measured
+    """
+    return Sweep(
+        name="noise_cpu",
+        base=_small(),
+        space={
+            "inner.loss": grid("ce", "sce", "gce"),
+            "inner.trusted_noise": grid(0.0, 0.2, 0.4, 0.6),
+        },
+        results=_results("noise_cpu"),
+    )
+
+
+def consistency() -> Sweep:
+    """Next check 3: do clusters and pseudo labels agree where they are right, on four data sets?
+
+    kdfm sweep consistency
+
+    The columns ``cluster_agreement``, ``cluster_nmi`` and the precisions of ``trials.csv`` answer.
+
+    Cost: not measured (needs a GPU: 48 outer networks of 20,000 updates, 48 inner ones)
+    Result: not measured
+    """
+    return Sweep(
+        name="consistency",
+        base=_paper("svhn_1000"),
+        space={
+            "data.name": grid("cifar10", "svhn", "cifar100", "food101"),
+            "data.num_labels": grid(400, 1000, 2000, 4000),
+        },
+        results=_results("consistency"),
+    )
+
+
+def consistency_cpu() -> Sweep:
+    """Next check 3 on Fashion-MNIST with 40 to 400 labels.
+
+    kdfm sweep consistency_cpu
+
+    Cost: not measured
+    Result: not measured
+    """
+    return Sweep(
+        name="consistency_cpu",
+        base=_small(),
+        space={"data.num_labels": grid(40, 100, 400)},
+        results=_results("consistency_cpu"),
+    )
+
+
+def first_experiments() -> Sweep:
+    """SVHN with 4,000 labels: label quality, confidence alone, SCE against CE, in one grid.
+
+    kdfm sweep first_experiments
+
+    Cost: not measured (needs a GPU: 3 outer networks of 20,000 updates, 12 inner ones)
+    Result: not measured
+    """
+    return Sweep(
+        name="first_experiments",
+        base=_paper("svhn_4000"),
+        space={"select.clusterer": grid("dec", "none"), "inner.loss": grid("sce", "ce")},
+        results=_results("first_experiments"),
+    )
+
+
+def first_experiments_cpu() -> Sweep:
+    """Fashion-MNIST with 400 labels: label quality, confidence alone, SCE against CE.
+
+    kdfm sweep first_experiments_cpu
+
+    Cost: not measured
+    Result: not measured
+    """
+    return Sweep(
+        name="first_experiments_cpu",
+        base=_small(400),
+        space={"select.clusterer": grid("dec", "none"), "inner.loss": grid("sce", "ce")},
+        results=_results("first_experiments_cpu"),
+    )
+
+
+def fashion_asha() -> Sweep:
+    """Fashion-MNIST at 28 pixels with 100 labels: 3 x 3 thresholds and two losses, with ASHA.
+
+    kdfm sweep fashion_asha
+
+    Cost: not measured
+    Result: not measured
+    """
+    base = _small(steps=600)
+    return Sweep(
+        name="fashion_asha",
+        base=base.model_copy(update={"data": base.data.model_copy(update={"image_size": None})}),
+        space={
+            "select.tau_select": grid(0.5, 0.8, 0.95),
+            "inner.tau_inner": grid(0.8, 0.95),
+            "inner.loss": grid("ce", "sce"),
+        },
+        seeds=(0, 1),
+        asha=Asha(),
+    )
+
+
+SWEEPS: dict[str, Callable[[], Sweep]] = {
+    function.__name__: function
+    for function in (
+        smoke,
+        fashion_asha,
+        table,
+        table_cpu,
+        thresholds,
+        thresholds_cpu,
+        clusterers,
+        clusterers_cpu,
+        labels,
+        labels_cpu,
+        backbones,
+        backbones_cpu,
+        ablation,
+        ablation_cpu,
+        noise,
+        noise_cpu,
+        consistency,
+        consistency_cpu,
+        first_experiments,
+        first_experiments_cpu,
+    )
+}

@@ -1,0 +1,195 @@
+"""What is known of each trial, as it comes in: lines of a file that survives any crash.
+
+The driver alone writes it. A sweep that is started again reads it first; what Tune pickles is
+never read back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from kdfm_ray import keys
+from kdfm_ray.config import content_hash
+from kdfm_ray.sweeps.space import Trial
+from kdfm_ray.types import UserError
+
+Status = Literal["waiting", "running", "finished", "stopped", "failed"]
+ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
+TRIALS = "trials.jsonl"
+
+
+@dataclass
+class Record:
+    """What is known of a trial.
+
+    Attributes:
+        status: ``waiting`` also where a try was cut short.
+        curve: update -> validation accuracy of the inner network.
+        seconds: of wall time in the trial's process, all tries together.
+        row: what a finished trial left, see ``trial.row_of``.
+        why: of a failed one.
+        elsewhere: taken from a file of results, nothing was computed here.
+        networks: role -> key of those that come before the inner one.
+    """
+
+    status: Status = "waiting"
+    curve: dict[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    row: dict[str, Any] = field(default_factory=dict)
+    why: str = ""
+    elsewhere: bool = False
+    networks: dict[str, str] = field(default_factory=dict)
+    earlier_seconds: float = 0.0  # of tries before this one
+
+    @property
+    def val_accuracy(self) -> float | None:
+        """The last one that is known."""
+        if self.row.get("val_accuracy") is not None:
+            found: float = self.row["val_accuracy"]
+            return found
+        return self.curve[max(self.curve)] if self.curve else None
+
+
+class Ledger:
+    """Records of all trials by id, and the file that they are kept in."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what an earlier try of the sweep has left in the folder."""
+        self._path = folder / TRIALS
+        self.records: dict[str, Record] = {}
+        for line in _read_lines(self._path):
+            self._apply(line)
+        for record in self.records.values():
+            # Running when the driver died; or failed, and what was wrong may be mended.
+            if record.status in ("running", "failed"):
+                record.status, record.why = "waiting", ""
+
+    def of(self, trial: str) -> Record:
+        """The record of a trial."""
+        return self.records.setdefault(trial, Record())
+
+    def start(self, trial: str, networks: dict[str, str]) -> None:
+        """A process has begun (or begun again) with the trial."""
+        self._note({"trial": trial, "event": "start", "networks": networks})
+
+    def validation(self, trial: str, step: int, accuracy: float, seconds: float) -> None:
+        """The trial reported; a trial that is resumed reports old ones anew."""
+        if step not in self.of(trial).curve:
+            line = {"step": step, "val_accuracy": accuracy, "seconds": seconds}
+            self._note({"trial": trial, "event": "validation"} | line)
+
+    def end(self, trial: str, status: Status, **facts: Any) -> None:
+        """The trial is over; ``waiting``: for this time."""
+        self._note({"trial": trial, "event": "end", "status": status} | facts)
+
+    def _note(self, line: dict[str, Any]) -> None:
+        self._apply(line)
+        append_line(self._path, line)
+
+    def _apply(self, line: dict[str, Any]) -> None:
+        record = self.of(line["trial"])
+        if line["event"] == "start":
+            record.status, record.earlier_seconds = "running", record.seconds
+            record.networks = line["networks"]
+        elif line["event"] == "validation":
+            record.curve[line["step"]] = line["val_accuracy"]
+            record.seconds = record.earlier_seconds + line["seconds"]
+        else:
+            record.status = line["status"]
+            record.row, record.why = line.get("row", {}), line.get("why", "")
+            record.elsewhere = line.get("elsewhere", False)
+            record.networks = line.get("networks", record.networks)
+            if "seconds" in line:
+                record.seconds = record.earlier_seconds + line["seconds"]
+
+
+class Cells:
+    """A file of finished cells, one a line, that is kept with the code and carried elsewhere.
+
+    A line counts where config, seed and the versions of all stages are the same.
+    """
+
+    def __init__(self, path: Path | None, versions: dict[str, str]) -> None:
+        """Read the file, if there is one; ``versions`` of packages go into new lines."""
+        self._path, self._versions = path, versions
+        self._stages = content_hash(keys.VERSIONS)
+        self._rows: dict[str, dict[str, Any]] = {}
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = _read_lines(path)
+        except OSError as error:
+            raise UserError(f"the file of results {path} cannot be used: {error}") from error
+        for line in lines:
+            if line.get("stages") == self._stages:
+                self._rows[line["config_hash"]] = line
+
+    def find(self, trial: Trial) -> dict[str, Any] | None:
+        """The line of that trial: ``row``, ``curve``, ``seconds``; none where it is not there."""
+        return self._rows.get(trial.config.hash())
+
+    def add(self, trial: Trial, record: Record) -> None:
+        """Append a finished trial that is not there yet."""
+        if self._path is None or self.find(trial) is not None:
+            return
+        name = trial.config.hash()
+        line = {
+            "config_hash": name,
+            "stages": self._stages,
+            "seed": trial.seed,
+            "values": trial.values,
+            "row": record.row,
+            "curve": record.curve,
+            "networks": record.networks,
+            "seconds": round(record.seconds, 1),
+            "versions": self._versions,
+        }
+        append_line(self._path, line)
+        self._rows[name] = json.loads(json.dumps(line))
+
+
+def take_cells(ledger: Ledger, cells: Cells, trials: Sequence[Trial]) -> int:
+    """Count trials as finished that are in the file of results; returns how many."""
+    taken = 0
+    for trial in trials:
+        found = cells.find(trial)
+        if found is None or ledger.of(trial.id).status in ENDED:
+            continue
+        for step, accuracy in found["curve"].items():
+            ledger.validation(trial.id, int(step), accuracy, 0.0)
+        facts = {"row": found["row"], "networks": found["networks"]}
+        ledger.end(trial.id, "finished", **facts, elsewhere=True)
+        taken += 1
+    return taken
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Add a line of JSON and have it on the disk; a line cut short by a crash stays by itself."""
+    with path.open("ab+") as file:
+        file.seek(0, os.SEEK_END)
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write((json.dumps(line) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = []
+    for row in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # cut short when a driver died
+            line = json.loads(row)
+            if isinstance(line, dict):
+                lines.append(line)
+    return lines

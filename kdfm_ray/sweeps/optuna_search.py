@@ -1,0 +1,91 @@
+"""Settings suggested by Optuna's TPE, a round at a time; needs the extra ``optuna``.
+
+A suggestion is a setting, run with every seed; what Optuna is told is its mean validation accuracy.
+Rounds are small (``ROUND`` settings), so that most suggestions know of earlier ones. Trials of all
+rounds are drawn anew when a sweep goes on: Optuna is told what the trials have given, and what it
+suggested is read from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kdfm_ray.sweeps.space import Choice, Dimension, LogUniform, Sweep, Uniform
+from kdfm_ray.types import UserError
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+ROUND = 4  # settings at once
+
+
+def check_optuna() -> None:
+    """Raise ``UserError`` where the extra is not installed."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "search = optuna needs the package: pip install 'kdfm_ray[optuna]', or use "
+            "search = random"
+        ) from error
+
+
+class Suggestions:
+    """Asks Optuna for settings until the sweep has its ``samples``."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        """Ask nothing yet."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._sweep = sweep
+        self._space = {name: _distribution(values) for name, values in sweep.space.items()}
+        self._given: list[dict[str, Any]] = []
+        self.first = 0
+
+    def next_round(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The next settings, fewer or none when ``samples`` are reached.
+
+        Args:
+            rows: the table of trials so far.
+        """
+        import optuna
+
+        assert self._sweep.samples is not None
+        self.first = len(self._given)
+        left = self._sweep.samples - self.first
+        # The seed is of the round: what is suggested follows from it and from what was found.
+        sampler = optuna.samplers.TPESampler(seed=self._sweep.search_seed + self.first)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        for number, setting in enumerate(self._given):
+            score = _score([row for row in rows if row["setting"] == number])
+            if score is not None:
+                study.add_trial(
+                    optuna.trial.create_trial(
+                        params=setting, distributions=self._space, value=score
+                    )
+                )
+        asked = [study.ask(self._space).params for _ in range(min(ROUND, left))]
+        self._given += asked
+        return asked
+
+
+def _score(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Mean validation accuracy; that of a stopped trial is its last one, of a failed one zero."""
+    if not rows:
+        return None
+    values = [row["val_accuracy"] if row["status"] != "failed" else 0.0 for row in rows]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _distribution(values: Dimension) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if isinstance(values, Uniform):
+        return FloatDistribution(values.low, values.high)
+    if isinstance(values, LogUniform):
+        return FloatDistribution(values.low, values.high, log=True)
+    assert isinstance(values, Choice)
+    return CategoricalDistribution(list(values.values))

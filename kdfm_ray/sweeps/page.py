@@ -1,0 +1,357 @@
+"""The page of a sweep: one HTML file with its pictures in it, readable while the sweep runs."""
+
+from __future__ import annotations
+
+import html
+import io
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdfm_ray.sweeps.results import METHODS, Setting, Spread
+from kdfm_ray.sweeps.space import Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PAGE = "index.html"
+SHOWN_SETTINGS = 30  # rows of the table of settings
+SHOWN_CURVES = 60
+COLORS = {"finished": "#1f6f8b", "stopped": "#c98a2b", "failed": "#b23a48", "running": "#8a8a8a"}
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2em auto;
+  padding: 0 1em; }
+h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25em .8em; text-align: left; border-bottom: 1px solid #ddd; }
+td.n, th.n { text-align: right; }
+.scroll { overflow-x: auto; } .dim { color: #666; } svg { max-width: 100%; height: auto; }
+"""
+
+
+def write_page(
+    folder: Path,
+    sweep: Sweep,
+    rows: Sequence[dict[str, Any]],
+    settings: Sequence[Setting],
+    curves: Mapping[str, Mapping[int, float]],
+    saved: Sequence[str],
+    *,
+    over: bool,
+) -> None:
+    """Write ``index.html`` whole.
+
+    Args:
+        folder: of the sweep.
+        sweep: what was asked.
+        rows: the table of trials.
+        settings: best first.
+        curves: trial id -> update -> validation accuracy.
+        saved: sentences on what was saved.
+        over: whether the sweep has ended; else the page reloads itself.
+    """
+    counts = {
+        status: sum(row["status"] == status for row in rows)
+        for status in ("finished", "stopped", "failed", "running", "waiting")
+    }
+    count = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
+    parts = [
+        f"<h1>Sweep {_text(sweep.name)}</h1>",
+        f"<p>{len(rows)} trials: {count}. Seeds {_text(', '.join(map(str, sweep.seeds)))}. "
+        f"Base: {_text(_base(sweep))}.</p>",
+        *(f"<p class=dim>{_text(line)}.</p>" for line in saved),
+        "<h2>Settings, best first</h2>",
+        "<p class=dim>By mean validation accuracy of the inner network; only settings whose trials "
+        "are all finished are ranked. &plusmn; is the standard deviation over seeds; the interval "
+        "holds the mean with 95 % (Student's t). Test accuracy chose nothing here.</p>",
+        _settings_table(settings, sweep.fields),
+    ]
+    complete = [setting for setting in settings if setting.complete]
+    if complete:
+        parts += ["<h2>Best settings</h2>", _svg(_best(complete, sweep.fields))]
+    if methods := _methods(complete, sweep.fields):
+        parts += ["<h2>Methods</h2>", methods]
+    for first, second in _pairs(complete, sweep.fields):
+        title = f"{first} and {second}"
+        parts += [f"<h2>{_text(title)}</h2>", _svg(_heat_map(complete, first, second))]
+    ended = [row for row in rows if row["val_accuracy"] is not None]
+    if len(ended) > 1:
+        parts += [
+            "<h2>All trials</h2>",
+            "<p class=dim>One line a trial, from its values to its validation accuracy; "
+            "stopped ones at the accuracy they were stopped with.</p>",
+            _svg(_parallel(ended, sweep.fields)),
+        ]
+    if any(curves.get(row["trial_id"]) for row in rows):
+        parts += ["<h2>Learning curves</h2>", _svg(_curves(rows, curves))]
+    parts.append(_failures(rows))
+    parts.append("<p class=dim>Tables: trials.parquet, trials.csv, settings.csv.</p>")
+    reload = "" if over else '<meta http-equiv="refresh" content="30">'
+    text = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{reload}'
+        f"<title>Sweep {_text(sweep.name)}</title><style>{STYLE}</style></head>"
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+    temporary = folder / f".{PAGE}.{os.getpid()}"
+    temporary.write_text(text)
+    temporary.replace(folder / PAGE)
+
+
+def _base(sweep: Sweep) -> str:
+    base = sweep.base
+    data = base.data.name or "folders"
+    labels = f", {base.data.num_labels:,} labels" if base.data.num_labels else ""
+    return f"{data}{labels}, {base.model.name}, {base.train.steps:,} updates a network"
+
+
+def _settings_table(settings: Sequence[Setting], fields: Sequence[str]) -> str:
+    head = "".join(f"<th>{_text(name)}</th>" for name in fields)
+    head += "<th class=n>validation</th><th class=n>95 % interval</th><th class=n>test</th>"
+    head += "<th class=n>trusted images</th><th class=n>their precision</th><th>seeds</th>"
+    body = []
+    for setting in settings[:SHOWN_SETTINGS]:
+        figures = setting.figures
+        cells = "".join(f"<td>{_text(_short(value))}</td>" for value in setting.values.values())
+        val = figures.get("val_accuracy")
+        size = figures.get("trusted_size")
+        for shown in (
+            _spread(val),
+            _interval(val),
+            _spread(figures.get("test_accuracy")),
+            f"{size.mean:,.0f}" if size else "-",
+            _spread(figures.get("trusted_precision")),
+        ):
+            cells += f"<td class=n>{shown}</td>"
+        body.append(f"<tr>{cells}<td>{_text(_seeds(setting))}</td></tr>")
+    more = len(settings) - SHOWN_SETTINGS
+    note = f"<p class=dim>{more} more in settings.csv.</p>" if more > 0 else ""
+    return f"<div class=scroll><table><tr>{head}</tr>{''.join(body)}</table></div>{note}"
+
+
+def _seeds(setting: Setting) -> str:
+    kinds = sorted(set(setting.statuses.values()))
+    if kinds == ["finished"]:
+        return f"{len(setting.statuses)} finished"
+    counts = ((kind, list(setting.statuses.values()).count(kind)) for kind in kinds)
+    return ", ".join(f"{count} {kind}" for kind, count in counts)
+
+
+def _methods(settings: Sequence[Setting], fields: Sequence[str]) -> str:
+    """Test accuracy of the networks of each setting beside each other."""
+    if not any(setting.figures.get("test_accuracy") for setting in settings):
+        return ""
+    shown = {
+        name: title
+        for name, title in METHODS.items()
+        if any(name in setting.figures for setting in settings)
+    }
+    head = "".join(f"<th>{_text(name)}</th>" for name in fields)
+    head += "".join(f"<th class=n>{_text(title)}</th>" for title in shown.values())
+    body = []
+    for setting in sorted(settings, key=lambda each: each.number)[:SHOWN_SETTINGS]:
+        cells = "".join(f"<td>{_text(_short(value))}</td>" for value in setting.values.values())
+        cells += "".join(f"<td class=n>{_spread(setting.figures.get(name))}</td>" for name in shown)
+        body.append(f"<tr>{cells}</tr>")
+    return (
+        "<p class=dim>Test accuracy, mean &plusmn; standard deviation over seeds.</p>"
+        f"<div class=scroll><table><tr>{head}</tr>{''.join(body)}</table></div>"
+    )
+
+
+def _failures(rows: Sequence[dict[str, Any]]) -> str:
+    failed = [row for row in rows if row["status"] == "failed"]
+    if not failed:
+        return ""
+    items = "".join(
+        f"<li>{_text(row['trial_id'])}: {_text(str(row['why']).splitlines()[0])}</li>"
+        for row in failed
+    )
+    return f"<h2>Failed trials</h2><ul>{items}</ul>"
+
+
+def _best(settings: Sequence[Setting], fields: Sequence[str]) -> Figure:
+    """Means with their intervals, a row a setting."""
+    shown = list(settings[:12])[::-1]
+    figure, axes = _figure(height=0.8 + 0.36 * len(shown))
+    for row, setting in enumerate(shown):
+        for name, color, shift in (
+            ("val_accuracy", "#1f6f8b", 0.1),
+            ("test_accuracy", "#8a8a8a", -0.1),
+        ):
+            found = setting.figures.get(name)
+            if found is not None:
+                axes.errorbar(
+                    100 * found.mean,
+                    row + shift,
+                    xerr=None if found.half is None else 100 * found.half,
+                    fmt="o",
+                    color=color,
+                    capsize=3,
+                    label=name.replace("_", " ") if row == 0 else None,
+                )
+    axes.set_yticks(range(len(shown)), [_label(setting, fields) for setting in shown])
+    axes.set_xlabel("accuracy, % (mean and 95 % interval over seeds)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="best", fontsize=8)
+    return figure
+
+
+def _pairs(settings: Sequence[Setting], fields: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of numeric fields with at least two values each, at most three pairs."""
+    numeric = []
+    for name in fields:
+        values = {setting.values[name] for setting in settings}
+        if len(values) > 1 and all(_is_number(value) for value in values):
+            numeric.append(name)
+    return list(itertools.combinations(numeric, 2))[:3]
+
+
+def _heat_map(settings: Sequence[Setting], first: str, second: str) -> Figure:
+    """Mean validation accuracy over all settings with the same two values."""
+    xs = sorted({setting.values[first] for setting in settings})
+    ys = sorted({setting.values[second] for setting in settings})
+    cells: dict[tuple[Any, Any], list[float]] = {}
+    for setting in settings:
+        found = setting.figures.get("val_accuracy") or setting.figures.get("test_accuracy")
+        if found is not None:
+            cell = setting.values[first], setting.values[second]
+            cells.setdefault(cell, []).append(100 * found.mean)
+    grid = np.full((len(ys), len(xs)), np.nan)
+    for (x, y), values in cells.items():
+        grid[ys.index(y), xs.index(x)] = np.mean(values)
+    figure, axes = _figure(height=1.4 + 0.45 * len(ys), width=2.5 + 0.9 * len(xs))
+    image = axes.imshow(grid, cmap="viridis", aspect="auto", origin="lower")
+    middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
+    for row, column in np.ndindex(grid.shape):
+        if not np.isnan(grid[row, column]):
+            color = "black" if grid[row, column] > middle else "white"
+            text = f"{grid[row, column]:.2f}"
+            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
+    axes.set_xticks(range(len(xs)), [_short(x) for x in xs])
+    axes.set_yticks(range(len(ys)), [_short(y) for y in ys])
+    axes.set_xlabel(first)
+    axes.set_ylabel(second)
+    figure.colorbar(image, label="validation accuracy, %")
+    return figure
+
+
+def _parallel(rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> Figure:
+    """Parallel coordinates: an axis a field, and validation accuracy at the right."""
+    names = [*fields, "seed", "val_accuracy"]
+    figure, axes = _figure(height=4.2)
+    columns = {name: _positions([row[name] for row in rows]) for name in names}
+    scores = columns["val_accuracy"][0]
+    order = np.argsort(scores)
+    colors = _colormap()
+    for number in order:
+        row = rows[number]
+        heights = [columns[name][0][number] for name in names]
+        style = "--" if row["status"] == "stopped" else "-"
+        axes.plot(
+            range(len(names)), heights, style, color=colors(scores[number]), alpha=0.7, lw=1.3
+        )
+    for place, name in enumerate(names):
+        axes.axvline(place, color="#999", lw=0.8)
+        for height, label in columns[name][1]:
+            axes.text(place + 0.02, height, label, fontsize=7.5, va="center")
+    axes.set_xticks(range(len(names)), [name.rpartition(".")[2] for name in names])
+    axes.set_xlim(-0.1, len(names) - 0.6)
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return figure
+
+
+def _curves(rows: Sequence[dict[str, Any]], curves: Mapping[str, Mapping[int, float]]) -> Figure:
+    figure, axes = _figure(height=4)
+    labeled = set()
+    shown = [row for row in rows if curves.get(row["trial_id"])]
+    for row in sorted(shown, key=lambda row: row["status"] == "finished")[-SHOWN_CURVES:]:
+        points = sorted(curves[row["trial_id"]].items())
+        status = row["status"] if row["status"] in COLORS else "running"
+        steps, accuracy = zip(*points, strict=True)
+        axes.plot(
+            steps,
+            [100 * value for value in accuracy],
+            color=COLORS[status],
+            alpha=0.6,
+            lw=1.2,
+            marker="." if status != "finished" or len(points) == 1 else None,
+            label=None if status in labeled else status,
+        )
+        labeled.add(status)
+    axes.set_xlabel("update of the inner network")
+    axes.set_ylabel("validation accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _positions(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Heights in [0, 1] of values on an axis, and its labels."""
+    if all(_is_number(value) for value in values):
+        low, high = min(values), max(values)
+        width = (high - low) or 1
+        heights = [(value - low) / width if high > low else 0.5 for value in values]
+        marks = sorted(set(values))
+        if len(marks) > 6:
+            marks = [low, (low + high) / 2, high]
+        return heights, [((m - low) / width if high > low else 0.5, _short(m)) for m in marks]
+    kinds = sorted({str(value) for value in values})
+    place = {kind: (i + 0.5) / len(kinds) for i, kind in enumerate(kinds)}
+    return [place[str(value)] for value in values], [(h, kind) for kind, h in place.items()]
+
+
+def _figure(*, height: float, width: float = 8.5) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _colormap() -> Any:
+    import matplotlib
+
+    return matplotlib.colormaps["viridis"]
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _label(setting: Setting, fields: Sequence[str]) -> str:
+    parts = (f"{name.rpartition('.')[2]} {_short(setting.values[name])}" for name in fields)
+    return ", ".join(parts)
+
+
+def _spread(found: Spread | None) -> str:
+    if found is None:
+        return "-"
+    sd = "" if found.sd is None else f" &plusmn; {100 * found.sd:.2f}"
+    return f"{100 * found.mean:.2f}{sd}"
+
+
+def _interval(found: Spread | None) -> str:
+    if found is None or found.half is None:
+        return "-"
+    low, high = found.mean - found.half, found.mean + found.half
+    return f"{100 * max(0.0, low):.2f} to {100 * min(1.0, high):.2f}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _text(value: str) -> str:
+    return html.escape(str(value))

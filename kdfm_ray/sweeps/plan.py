@@ -1,0 +1,155 @@
+"""What a sweep has to compute before it is begun: which networks, how many of them, how long."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdfm_ray.config import Config, content_hash
+from kdfm_ray.jobs.numerics import measured_numerics
+from kdfm_ray.jobs.prepare import Prepared
+from kdfm_ray.jobs.session import Session
+from kdfm_ray.pipeline import Plan, make_plan, plan_run
+from kdfm_ray.store import Store
+from kdfm_ray.sweeps.slots import Slots
+from kdfm_ray.sweeps.space import Trial
+from kdfm_ray.types import Emit
+
+MEASURED_SHAPES = 4  # kinds of networks whose speed is measured; with more, nothing is estimated
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial with the keys of all its stages."""
+
+    trial: Trial
+    plan: Plan
+    prepared: Prepared
+
+    @property
+    def numerics(self) -> str:
+        """As resolved, the same for all trials of one kind."""
+        return str(self.plan.numerics)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Networks that are not in the store yet, and all that the trials need.
+
+    Attributes:
+        missing: role -> how many distinct networks have to be trained.
+        needed: role -> how many distinct ones there are.
+        updates: of all missing ones together.
+        seconds: of training them on one trial's share of the machine; ``None`` if not estimated.
+    """
+
+    missing: dict[str, int]
+    needed: dict[str, int]
+    updates: int
+    seconds: float | None
+
+
+def plan_trials(
+    trials: Sequence[Trial], store: Store, session: Session, emit: Emit
+) -> list[Planned]:
+    """Keys of all stages of each trial; images that were never read are read now.
+
+    Raises:
+        UserError: anything about the data or the networks that the user can mend.
+    """
+    known: dict[str, tuple[Plan, Prepared]] = {}
+    planned = []
+    for trial in trials:
+        kind = _kind(trial.config)
+        if kind not in known:
+            known[kind] = plan_run(trial.config, store, session, emit)
+        plan, prepared = known[kind]
+        own = make_plan(trial.config, prepared.dataset.key, prepared.split.key, plan.numerics)
+        planned.append(Planned(trial, own, prepared))
+    return planned
+
+
+def missing_work(planned: Sequence[Planned], store: Store, session: Session, slots: Slots) -> Work:
+    """Count what has to be trained, and estimate how long that takes."""
+    networks: dict[tuple[str, str], Planned] = {}
+    for each in planned:
+        plan = each.plan
+        for role, key in (
+            ("baseline", plan.baseline),
+            ("outer", plan.outer),
+            ("inner", plan.inner),
+        ):
+            if key is not None:
+                networks.setdefault((role, key), each)
+    todo = {which: each for which, each in networks.items() if store.find(*which) is None}
+    return Work(
+        missing=_count(todo),
+        needed=_count(networks),
+        updates=sum(each.trial.config.train.steps for each in todo.values()),
+        seconds=_estimate(todo, store, session, slots),
+    )
+
+
+def _estimate(
+    todo: dict[tuple[str, str], Planned], store: Store, session: Session, slots: Slots
+) -> float | None:
+    shapes: dict[str, float] = {}
+    total = 0.0
+    for (role, _), each in todo.items():
+        config = each.trial.config
+        shape = content_hash(
+            {
+                "model": config.model.model_dump(mode="json"),
+                "batch": [config.train.batch_size, config.fixmatch.mu],
+                "image": each.prepared.facts["image_shape"],
+                "numerics": each.numerics,
+            }
+        )
+        if shape not in shapes:
+            if len(shapes) == MEASURED_SHAPES:
+                return None
+            shapes[shape] = _seconds_of_update(each, store, session, slots)
+        # One image labeled, mu weak ones without a graph (a third of the cost), mu strong ones.
+        mu = config.fixmatch.mu
+        share = 1.0 if role != "baseline" else 1 / (1 + mu / 3 + mu)
+        total += share * shapes[shape] * config.train.steps
+    return total
+
+
+def _seconds_of_update(each: Planned, store: Store, session: Session, slots: Slots) -> float:
+    scale = session.scale.model_copy(update={"cpus_per_worker": slots.cpus})
+    chosen = each.plan.numerics
+    train = each.trial.config.train.model_copy(
+        update={
+            "precision": chosen.precision,
+            "memory_format": chosen.memory_format,
+            "compile": "on" if chosen.compile else "off",
+        }
+    )
+    config = each.trial.config.model_copy(update={"train": train, "scale": scale})
+    share = dataclasses.replace(session, scale=scale)
+    _, record = measured_numerics(share, store, config, each.prepared)
+    seconds: float = record["measured"][0]["seconds"]
+    return seconds
+
+
+def _kind(config: Config) -> str:
+    """Trials of one kind have images, split and numerics in common."""
+    train = config.train
+    parts: dict[str, Any] = {
+        "data": config.data.model_dump(mode="json"),
+        "split_seed": config.split_seed,
+        "model": config.model.model_dump(mode="json"),
+        "numerics": [train.precision, train.memory_format, train.compile, train.norm_sync],
+        "batch": [train.batch_size, config.fixmatch.mu],
+    }
+    return content_hash(parts)
+
+
+def _count(networks: dict[tuple[str, str], Planned]) -> dict[str, int]:
+    counts = {"baseline": 0, "outer": 0, "inner": 0}
+    for role, _ in networks:
+        counts[role] += 1
+    return counts

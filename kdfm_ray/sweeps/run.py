@@ -1,0 +1,502 @@
+"""A sweep from its first line to its page: plan, outer networks, trials, tables.
+
+Outer networks, their labels and trusted subsets come first, each once, and inner networks after
+them: so no trial waits for another while it holds a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdfm_ray.config import Config, absolute_paths, content_hash
+from kdfm_ray.jobs.crew import notes_folder
+from kdfm_ray.jobs.interrupts import hear_interrupts, noting_interrupts
+from kdfm_ray.jobs.session import Session, open_session, quiet_libraries, start_beside_driver
+from kdfm_ray.jobs.shared import check_shared
+from kdfm_ray.report.facts import hardware, versions
+from kdfm_ray.store import Store, default_root
+from kdfm_ray.sweeps.ledger import ENDED, Cells, Ledger, Status, take_cells
+from kdfm_ray.sweeps.page import write_page
+from kdfm_ray.sweeps.plan import Planned, Work, missing_work, plan_trials
+from kdfm_ray.sweeps.results import Setting, summarize, trial_rows, write_tables
+from kdfm_ray.sweeps.savings import Savings, describe, savings, to_json
+from kdfm_ray.sweeps.slots import Slots, find_slots
+from kdfm_ray.sweeps.space import Sweep, Trial, make_trials
+from kdfm_ray.sweeps.view import SweepView
+from kdfm_ray.types import Event, RunFailed, Stopped, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kdfm_ray.sweeps.trial import Job
+
+SWEEP, NOW, LOCK = "sweep.json", "now.json", ".lock"
+NOW_SECONDS = 2.0  # between notes of where things are, for `kdfm sweep --status`
+PAGE_SECONDS = 20.0  # between pages while trials run
+PREPARING = "outer-"  # begins the name of a job that is no trial
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A sweep that has ended.
+
+    Attributes:
+        path: its folder.
+        rows: one a trial, as in ``trials.parquet``.
+        settings: best first.
+        savings: of sharing and stopping.
+    """
+
+    path: Path
+    rows: list[dict[str, Any]]
+    settings: list[Setting]
+    savings: Savings
+
+
+def run_sweep(
+    sweep: Sweep, out: Path | None, console: Console, *, verbose: bool = False
+) -> SweepResult:
+    """Run what is missing of a sweep.
+
+    Args:
+        sweep: what to run.
+        out: its folder; none: ``runs/sweep-NAME-HASH``.
+        console: where to write.
+        verbose: let Ray's own logs through.
+
+    Raises:
+        UserError: something that the user can mend; nothing is lost.
+        RunFailed: every trial failed, or Ray ended.
+        Stopped: by Ctrl-C; running trials have saved their state.
+    """
+    sweep = sweep.model_copy(update={"base": absolute_paths(sweep.base)})
+    path = (out or default_folder(sweep)).expanduser().resolve()
+    if sweep.search == "optuna":
+        from kdfm_ray.sweeps.optuna_search import check_optuna
+
+        check_optuna()
+    else:
+        trials = make_trials(sweep, sweep.settings())  # all mistakes before anything is written
+    _check_folder(path, sweep)
+    with _locked(path), SweepView(console) as view, noting_interrupts() as interrupted:
+        store = Store(sweep.base.store or default_root())
+        scale = sweep.base.scale.model_copy(
+            update={"num_workers": max(1, sweep.base.scale.num_workers)}
+        )
+        nested = sweep.base.scale.num_workers > 1
+        with open_session(scale, view, verbose=verbose, dashboard=nested) as session:
+            quiet_libraries(session)
+            check_shared(session, store)
+            if nested:
+                _check_dashboard()
+            _write_json(path / SWEEP, {"sweep": sweep.same_as(), "store": store.root})
+            driver = _Driver(sweep, path, store, session, view)
+            if sweep.search == "optuna":
+                from kdfm_ray.sweeps.optuna_search import Suggestions
+
+                suggestions = Suggestions(sweep)
+                while settings := suggestions.next_round(driver.rows()):
+                    driver.run(make_trials(sweep, settings, first=suggestions.first))
+            else:
+                driver.run(trials)
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+        result = driver.finish()
+    if not any(row["status"] != "failed" for row in result.rows):
+        raise RunFailed(f"every trial failed; the first one: {result.rows[0]['why']}")
+    return result
+
+
+def default_folder(sweep: Sweep) -> Path:
+    """``runs/sweep-NAME-HASH``: the same sweep has the same folder."""
+    return Path("runs") / f"sweep-{sweep.name}-{content_hash(sweep.same_as())[:8]}"
+
+
+class _Driver:
+    """What is known of a sweep while it runs; is told of jobs from Tune's thread."""
+
+    def __init__(
+        self, sweep: Sweep, path: Path, store: Store, session: Session, view: SweepView
+    ) -> None:
+        self._sweep, self._path, self._store = sweep, path, store
+        self._session, self._view = session, view
+        self._ledger = Ledger(path)
+        self._cells = Cells(sweep.results, versions())
+        self._lock = threading.RLock()
+        self._trials: dict[str, Trial] = {}
+        self._planned: dict[str, Planned] = {}
+        self._failed: dict[str, str] = {}  # outer network -> why
+        self._started, self._last_page = time.monotonic(), 0.0
+        self._phase = ""
+
+    def run(self, trials: Sequence[Trial]) -> None:
+        """Run those of the trials that have not ended yet, after the outer networks they need."""
+        self._trials |= {trial.id: trial for trial in trials}
+        elsewhere = take_cells(self._ledger, self._cells, trials)
+        if elsewhere:
+            self._view.line(f"{elsewhere} trials are finished in {self._sweep.results}")
+        todo = [trial for trial in trials if self._ledger.of(trial.id).status not in ENDED]
+        self._say_begun(trials, todo)
+        if not todo:
+            return
+        planned = plan_trials(todo, self._store, self._session, self._show_plan)
+        self._planned |= {each.trial.id: each for each in planned}
+        units = self._units(planned)
+        slots = self._slots(len(todo))
+        self._say_work(missing_work(planned, self._store, self._session, slots), slots, units)
+        if units:
+            self._phase = "outer networks, labels and trusted subsets"
+            self._run_jobs([self._unit_job(unit) for unit in units.values()])
+        jobs = []
+        for each in planned:
+            if each.plan.outer in self._failed:
+                facts = {"why": f"its outer network: {self._failed[each.plan.outer]}"}
+                self.ended(each.trial.id, "failed", facts)
+            else:
+                jobs.append(self._job(each.trial.id, [each]))
+        self._phase = "inner networks"
+        if jobs:
+            self._run_jobs(jobs)
+
+    def finish(self) -> SweepResult:
+        """Write the tables and the page for the last time, and say where they are."""
+        with self._lock:
+            self._phase = "over"
+            rows, settings, saved = self._write()
+            done = json.loads((self._path / SWEEP).read_text())
+            done |= {"savings": to_json(saved), "versions": versions(), "hardware": hardware()}
+            _write_json(self._path / SWEEP, done)
+        return SweepResult(self._path, rows, settings, saved)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table of trials as it is now."""
+        return trial_rows(list(self._trials.values()), self._ledger.records)
+
+    # What Tune's thread tells.
+
+    def started(self, job: str) -> None:
+        with self._lock:
+            self._view.begin(job)
+            if job in self._trials:
+                plan = self._planned[job].plan
+                networks = {"baseline": plan.baseline, "outer": plan.outer}
+                self._ledger.start(job, {role: key for role, key in networks.items() if key})
+
+    def reported(self, job: str, step: int, accuracy: float, seconds: float) -> None:
+        with self._lock:
+            if job in self._trials:
+                self._ledger.validation(job, step, accuracy, seconds)
+
+    def died(self, job: str, why: str) -> None:
+        self._view.line(f"{job}: its process ended ({why}); another goes on from the saved state")
+
+    def ended(self, job: str, status: Status, facts: dict[str, Any]) -> None:
+        with self._lock:
+            self._view.end(job)
+            if job.startswith(PREPARING):
+                self._unit_ended(job, status, facts)
+                return
+            self._ledger.end(job, status, **facts)
+            if status == "finished":
+                self._cells.add(self._trials[job], self._ledger.of(job))
+            if status in ENDED:
+                self._view.line(self._end_line(job))
+            if time.monotonic() - self._last_page > PAGE_SECONDS:
+                self._write()
+
+    def _unit_ended(self, job: str, status: Status, facts: dict[str, Any]) -> None:
+        outer = job.removeprefix(PREPARING)
+        found = self._store.find("outer", outer)
+        if status == "failed":
+            self._view.line(f"outer network {outer}: {facts['why']}")
+            if found is None:
+                self._failed[outer] = facts["why"]
+        for text in facts.get("row", {}).get("warnings", ()):
+            self._view.once(f"warning: {text}")
+        if status == "finished" and found is not None:
+            took = f"{facts['seconds']:.0f} s with labels and trusted subsets"
+            accuracy = percent(found.record()["val_accuracy"])
+            self._view.line(f"outer network {outer}: validation {accuracy}, {took}")
+
+    # Jobs.
+
+    def _units(self, planned: Sequence[Planned]) -> dict[str, list[Planned]]:
+        """Trials by the outer network they share, where anything before the inner is missing."""
+        units: dict[str, list[Planned]] = {}
+        for each in planned:
+            if not self._is_prepared(each):
+                units.setdefault(each.plan.outer, []).append(each)
+        return units
+
+    def _is_prepared(self, each: Planned) -> bool:
+        plan = each.plan
+        needed = {"baseline": plan.baseline, "outer": plan.outer, "labels": plan.labels}
+        needed["trusted"] = plan.trusted
+        return all(key is None or self._store.find(role, key) for role, key in needed.items())
+
+    def _unit_job(self, unit: Sequence[Planned]) -> Job:
+        subsets = {each.plan.trusted: each for each in unit}
+        return self._job(f"{PREPARING}{unit[0].plan.outer}", list(subsets.values()), True)
+
+    def _job(self, name: str, planned: Sequence[Planned], until_trusted: bool = False) -> Job:
+        from kdfm_ray.sweeps.trial import Job
+
+        return Job(
+            name,
+            tuple(each.trial.config for each in planned),
+            tuple(each.numerics for each in planned),
+            until_trusted,
+        )
+
+    def _run_jobs(self, jobs: Sequence[Job]) -> None:
+        """Run jobs in a thread: Tune's, as Ray Train's, would replace what Ctrl-C does."""
+        import dataclasses
+
+        import ray
+
+        from kdfm_ray.sweeps.asha import GroupedScheduler
+        from kdfm_ray.sweeps.trial import Bell
+        from kdfm_ray.sweeps.tuning import run_jobs
+
+        slots = self._slots(len(jobs))
+        given = [
+            dataclasses.replace(job, configs=tuple(self._placed(c, slots) for c in job.configs))
+            for job in jobs
+        ]
+        scheduler = GroupedScheduler(self._trials, self._sweep.asha)
+        for name, record in self._ledger.records.items():
+            if record.curve:
+                scheduler.replay(name, record.curve)
+        bell, over = start_beside_driver(Bell), threading.Event()
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                run_jobs(
+                    given,
+                    slots,
+                    scheduler,
+                    self,
+                    bell=bell,
+                    over=over,
+                    emit=self._session.emit,
+                    storage=notes_folder(self._session, self._store),
+                    max_failures=self._sweep.base.faults.max_failures,
+                )
+            except BaseException as error:
+                errors.append(error)
+
+        def on_first() -> None:
+            text = "stopping: trials save their state; Ctrl-C again stops at once, without saving"
+            self._view.line(text)
+
+        thread = threading.Thread(target=work, name="kdfm-tune", daemon=True)
+        with hear_interrupts(on_first) as interrupt:
+            thread.start()
+            while thread.is_alive():
+                thread.join(timeout=0.2)
+                self._note_now()
+                if interrupt.is_set() and not over.is_set():
+                    over.set()
+                    ray.get(bell.ring.remote())
+        ray.kill(bell)
+        with self._lock:
+            self._write()
+        if interrupt.is_set():
+            raise Stopped(
+                f"stopped; what is finished or saved is kept, and the same command goes on from "
+                f"{self._path}"
+            )
+        if errors:
+            raise errors[0]
+
+    def _placed(self, config: Config, slots: Slots) -> Config:
+        """The config of a trial with its share of the machine, and the sweep's store."""
+        workers = slots.workers if slots.nested else 0
+        scale = config.scale.model_copy(
+            update={"num_workers": workers, "cpus_per_worker": slots.cpus}
+        )
+        return config.model_copy(update={"scale": scale, "store": self._store.root, "out": None})
+
+    def _slots(self, jobs: int) -> Slots:
+        session = self._session
+        return find_slots(
+            self._sweep.base.scale,
+            jobs=jobs,
+            cpus=session.cpus,
+            gpus=session.gpus,
+            node_cpus=session.node_cpus,
+            max_concurrent=self._sweep.max_concurrent,
+            gpus_per_trial=self._sweep.gpus_per_trial,
+        )
+
+    # What the user sees.
+
+    def _show_plan(self, event: Event) -> None:
+        if "warning" in event:
+            self._view(event)
+
+    def _say_begun(self, trials: Sequence[Trial], todo: Sequence[Trial]) -> None:
+        settings = len({trial.setting for trial in trials})
+        text = (
+            f"sweep {self._sweep.name}: {len(trials)} trials ({settings} settings x "
+            f"{len(self._sweep.seeds)} seeds)"
+        )
+        if len(todo) < len(trials):
+            text += f", {len(trials) - len(todo)} of them done before"
+        self._view.line(f"{text}; folder {self._path}")
+        if self._sweep.asha is not None:
+            asha = self._sweep.asha
+            self._view.line(
+                f"ASHA: from {asha.first:.0%} of a training on, the best 1/{asha.factor:g} of the "
+                "trials with the same data and seed go on"
+            )
+
+    def _say_work(self, work: Work, slots: Slots, units: dict[str, list[Planned]]) -> None:
+        names = {"baseline": "labeled-only", "outer": "outer", "inner": "inner"}
+        parts = [
+            f"{work.missing[role]} {name}"
+            + (" at most" if role == "inner" and self._sweep.asha else "")
+            for role, name in names.items()
+            if work.needed[role]
+        ]
+        apart = len(self._trials) * (2 + bool(work.needed["baseline"]))
+        self._view.line(
+            f"networks to train: {', '.join(parts)} (trials that share nothing: {apart}); "
+            f"{work.updates:,} updates; {slots}"
+        )
+        if work.seconds is not None:
+            minutes = work.seconds / slots.concurrent / 60
+            most = " at most" if self._sweep.asha else ""
+            self._view.line(
+                f"training them takes about {minutes:.1f} minutes{most}, by the speed of single "
+                "updates here"
+            )
+
+    def _end_line(self, name: str) -> str:
+        trial, record = self._trials[name], self._ledger.of(name)
+        values = " ".join(
+            f"{key.rpartition('.')[2]}={value}" for key, value in trial.values.items()
+        )
+        ended = sum(self._ledger.of(each).status in ENDED for each in self._trials)
+        text = f"{record.status}, validation {percent(record.val_accuracy)}"
+        if record.status == "finished":
+            text += f", test {percent(record.row['test_accuracy'])}"
+        if record.status == "stopped":
+            text += f" after update {max(record.curve, default=0)}/{trial.config.train.steps}"
+        if record.status == "failed":
+            text = f"failed: {record.why.splitlines()[0] if record.why else ''}"
+        return f"[{ended}/{len(self._trials)}] {values} seed={trial.seed}: {text}"
+
+    def _note_now(self) -> None:
+        path = self._path / NOW
+        with contextlib.suppress(OSError):
+            if path.is_file() and time.time() - path.stat().st_mtime < NOW_SECONDS:
+                return
+            _write_json(path, {"phase": self._phase, "jobs": self._view.now, "time": time.time()})
+
+    def _write(self) -> tuple[list[dict[str, Any]], list[Setting], Savings]:
+        rows = self.rows()
+        settings = summarize(rows, self._sweep.fields)
+        saved = self._savings()
+        write_tables(self._path, rows, settings)
+        write_page(
+            self._path,
+            self._sweep,
+            rows,
+            settings,
+            {name: record.curve for name, record in self._ledger.records.items()},
+            describe(saved),
+            over=self._phase == "over",
+        )
+        self._last_page = time.monotonic()
+        return rows, settings, saved
+
+    def _savings(self) -> Savings:
+        seconds = {}
+        for record in self._ledger.records.values():
+            for role, key in record.networks.items():
+                found = None if key in seconds else self._store.find(role, key)
+                if found is not None:
+                    seconds[key] = found.record()["seconds"]
+        return savings(list(self._trials.values()), self._ledger.records, seconds)
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage, or a dash."""
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _check_folder(path: Path, sweep: Sweep) -> None:
+    """The folder is new, or holds this very sweep."""
+    saved = path / SWEEP
+    if not saved.is_file():
+        others = [file.name for file in path.iterdir()] if path.is_dir() else []
+        if path.is_file() or [name for name in others if name != LOCK]:
+            raise UserError(f"{path} holds other files and no sweep: give a new folder with --out")
+        return
+    before, now = json.loads(saved.read_text())["sweep"], sweep.same_as()
+    now = json.loads(json.dumps(now))
+    changed = _differences(before, now)
+    if changed:
+        raise UserError(
+            f"{path} holds another sweep ({'; '.join(changed)}): give another folder with --out; "
+            "networks that both have in common are not trained again"
+        )
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = []
+        for key in {**before, **now}:
+            inner = f"{name}.{key}" if name else key
+            found += _differences(before.get(key), now.get(key), inner)
+        return found
+    return [] if before == now else [f"{name} was {before!r}, is {now!r}"]
+
+
+def _check_dashboard() -> None:
+    """Ray Train asks the dashboard's State API, and waits for ever where there is none."""
+    import ray
+
+    node = getattr(ray._private.worker, "_global_node", None)
+    address = getattr(node, "webui_url", None)
+    if not address:
+        raise UserError(
+            "trials of several workers need Ray's dashboard, which gives back what stopped trials "
+            "held, and this cluster has none: start it with `ray start --head "
+            "--include-dashboard=true` and the package ray[default], or use scale.num_workers 1"
+        )
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Only one process runs a sweep in a folder."""
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another process runs the sweep in {path}: wait for it (`kdfm sweep --status "
+                f"{path}`), or give another folder with --out"
+            ) from error
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)

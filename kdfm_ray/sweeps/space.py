@@ -1,0 +1,329 @@
+"""What a sweep varies, and the trials that come of it; no Ray, nothing is run.
+
+A *setting* is one choice of all varied fields; a *trial* is one setting with one seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, NonNegativeInt, ValidationError, model_validator
+
+from kdfm_ray.config import (
+    NOT_IN_HASH,
+    Config,
+    Section,
+    absolute_paths,
+    content_hash,
+    describe_errors,
+    parse_config,
+)
+from kdfm_ray.types import UserError
+
+# Sections that change no result, or that the sweep itself decides on.
+NOT_VARIED = ("seed", "out", "store", "scale", "faults", "on_warning", "baseline")
+
+
+class Grid(Section):
+    """Every one of some values."""
+
+    kind: Literal["grid"] = "grid"
+    values: tuple[Any, ...] = Field(min_length=1)
+
+
+class Choice(Section):
+    """One of some values, each as likely."""
+
+    kind: Literal["choice"] = "choice"
+    values: tuple[Any, ...] = Field(min_length=1)
+
+
+class Uniform(Section):
+    """A number between two others."""
+
+    kind: Literal["uniform"] = "uniform"
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Uniform:
+        if not self.low < self.high:
+            raise ValueError(f"low = {self.low} must be below high = {self.high}")
+        return self
+
+
+class LogUniform(Section):
+    """A number between two others, whose logarithm is uniform."""
+
+    kind: Literal["loguniform"] = "loguniform"
+    low: float = Field(gt=0)
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LogUniform:
+        if not self.low < self.high:
+            raise ValueError(f"low = {self.low} must be below high = {self.high}")
+        return self
+
+
+Dimension = Annotated[Grid | Choice | Uniform | LogUniform, Field(discriminator="kind")]
+
+
+def grid(*values: Any) -> Grid:
+    """Every one of ``values``."""
+    return Grid(values=values)
+
+
+def choice(*values: Any) -> Choice:
+    """One of ``values`` at random in each sample."""
+    return Choice(values=values)
+
+
+def uniform(low: float, high: float) -> Uniform:
+    """A number between ``low`` and ``high``."""
+    return Uniform(low=low, high=high)
+
+
+def loguniform(low: float, high: float) -> LogUniform:
+    """A number between ``low`` and ``high``, uniform in its logarithm."""
+    return LogUniform(low=low, high=high)
+
+
+class Asha(Section):
+    """Stop trials early whose inner network is behind (ASHA: Li et al. 2020, arXiv 1810.05934).
+
+    A trial is compared, at the same update, with trials of the same data, number of labels, split
+    and seed alone, by validation accuracy.
+    """
+
+    first: float = Field(
+        0.25, gt=0, lt=1, description="share of train.steps before which no trial is stopped"
+    )
+    factor: float = Field(
+        3.0, gt=1, description="of the trials at a rung the best 1 / factor go on for sure"
+    )
+
+
+class Sweep(Section):
+    """A whole sweep: a base config, what is varied, and how trials are chosen and stopped.
+
+    ``space`` maps dotted names of config fields to ``grid``, ``choice``, ``uniform`` or
+    ``loguniform``. All grids are crossed, and crossed with ``samples`` draws of the others.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    base: Config
+    space: dict[str, Dimension]
+    seeds: tuple[NonNegativeInt, ...] = Field((0, 1, 2), min_length=1)
+    search: Literal["random", "optuna"] = Field(
+        "random", description="how values that are no grid are drawn; optuna needs the extra optuna"
+    )
+    samples: int | None = Field(None, ge=1, description="draws of the values that are no grid")
+    search_seed: int = Field(0, ge=0, description="of those draws")
+    asha: Asha | None = None
+    max_concurrent: int | None = Field(
+        None, ge=1, description="trials at once; none: as many as fit"
+    )
+    gpus_per_trial: float = Field(
+        1.0, gt=0, description="below 1, trials of one worker share a GPU (where there is one)"
+    )
+    results: Path | None = Field(
+        None, description="file of finished cells, which count as done wherever it is found"
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Sweep:
+        problems = [text for name in self.space for text in _problems_of(name)]
+        drawn = [name for name, values in self.space.items() if not isinstance(values, Grid)]
+        if not self.space:
+            problems.append("space is empty: name at least one config field and its values")
+        if len(set(self.seeds)) != len(self.seeds):
+            problems.append(f"seeds = {list(self.seeds)}: each seed once")
+        if drawn and self.samples is None:
+            problems.append(f"samples is missing: how often to draw {', '.join(drawn)}")
+        if not drawn and self.samples is not None:
+            problems.append(
+                f"samples = {self.samples}, but every field is a grid and nothing is drawn: leave "
+                "samples out, or use choice, uniform or loguniform"
+            )
+        if self.search == "optuna" and (not drawn or len(drawn) < len(self.space)):
+            problems.append(
+                "search = optuna chooses all fields itself: give choice, uniform or loguniform for "
+                "each, and no grid"
+            )
+        if self.results is not None and "auto" in (
+            self.base.train.precision,
+            self.base.train.memory_format,
+        ):
+            problems.append(
+                "a file of results is for machines to share, which may find other numerics "
+                "fastest: set train.precision and train.memory_format, or leave results out"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def changed(self, **fields: Any) -> Sweep:
+        """A copy with other fields, checked as a whole.
+
+        Raises:
+            UserError: it makes no sense; lists every mistake.
+        """
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        return make_sweep(**(own | fields))
+
+    def same_as(self) -> dict[str, Any]:
+        """What makes it this sweep and no other, fit for JSON."""
+        loose = {"max_concurrent", "gpus_per_trial", "results", "base"}
+        base = self.base.model_dump(mode="json", exclude=NOT_IN_HASH | {"seed": True})
+        return self.model_dump(mode="json", exclude=loose) | {"base": base}
+
+    @property
+    def fields(self) -> list[str]:
+        """Names of the varied fields."""
+        return list(self.space)
+
+    def settings(self) -> list[dict[str, Any]]:
+        """All settings of a grid or a random search, each once; field -> value."""
+        assert self.search == "random"
+        grids = {n: values.values for n, values in self.space.items() if isinstance(values, Grid)}
+        found: dict[str, dict[str, Any]] = {}
+        for drawn in self._draws():
+            for row in itertools.product(*grids.values()):
+                values = dict(zip(grids, row, strict=True)) | drawn
+                setting = {name: values[name] for name in self.space}
+                found.setdefault(content_hash(_plain(setting)), setting)
+        return list(found.values())
+
+    def _draws(self) -> Iterator[dict[str, Any]]:
+        others = {n: values for n, values in self.space.items() if not isinstance(values, Grid)}
+        rng = np.random.default_rng([self.search_seed, 0x7377])
+        for _ in range(self.samples or 1):
+            yield {name: _draw(values, rng) for name, values in others.items()}
+
+
+def make_sweep(**fields: Any) -> Sweep:
+    """A ``Sweep``; raises one ``UserError`` that lists every mistake."""
+    try:
+        return Sweep(**fields)
+    except ValidationError as error:
+        found = describe_errors(error, Sweep)
+        lines = "\n".join(f"  - {text}" for text in found)
+        raise UserError(f"the sweep has {len(found)} mistakes:\n{lines}") from error
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting with one seed.
+
+    Attributes:
+        id: stable: of what it is, not of when it was started.
+        setting: number of its setting.
+        values: field -> value.
+        config: the whole run.
+        group: trials that may be ranked with each other have the same.
+    """
+
+    id: str
+    setting: int
+    values: dict[str, Any]
+    config: Config
+    group: str
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return self.config.seed
+
+
+def make_trials(sweep: Sweep, settings: Sequence[dict[str, Any]], first: int = 0) -> list[Trial]:
+    """A trial for each seed of each setting, setting by setting.
+
+    Args:
+        sweep: the sweep.
+        settings: field -> value each.
+        first: number of the first setting.
+
+    Raises:
+        UserError: some are no valid config; lists what is wrong, each mistake once.
+    """
+    trials, problems = [], []
+    for number, values in enumerate(settings, start=first):
+        for seed in sweep.seeds:
+            try:
+                trials.append(_make_trial(sweep, number, values, seed))
+            except UserError as error:
+                problems += [line.strip(" -") for line in str(error).splitlines()[1:]]
+    if problems:
+        lines = "\n".join(f"  - {text}" for text in dict.fromkeys(problems))
+        raise UserError(f"the sweep {sweep.name} has trials that cannot be run:\n{lines}")
+    return trials
+
+
+def _make_trial(sweep: Sweep, number: int, values: dict[str, Any], seed: int) -> Trial:
+    from kdfm_ray.checks import find_problems
+
+    nested = sweep.base.model_dump(mode="json") | {"seed": seed}
+    for name, value in values.items():
+        section, _, field = name.rpartition(".")
+        (nested[section] if section else nested)[field] = _plain(value)
+    config = absolute_paths(parse_config(nested, find_problems(nested)))
+    read = config.model_dump(mode="json")
+    values = {name: _look_up(read, name) for name in values}  # 0.5 where "0.5" was given
+    data = config.model_dump(mode="json", exclude=NOT_IN_HASH)["data"]
+    return Trial(
+        id=f"t{number:03d}-s{seed}-{config.hash()[:8]}",
+        setting=number,
+        values=values,
+        config=config,
+        group=content_hash({"data": data, "seed": seed, "split_seed": config.split_seed}),
+    )
+
+
+def _look_up(nested: dict[str, Any], name: str) -> Any:
+    for part in name.split("."):
+        nested = nested[part]
+    return nested
+
+
+def _problems_of(name: str) -> list[str]:
+    """What is wrong with the name of a varied field."""
+    section, _, field = name.rpartition(".")
+    if name in NOT_VARIED or section in NOT_VARIED:
+        hint = "give `seeds` instead" if name == "seed" else "it changes no result of a network"
+        return [f"space: {name} cannot be varied: {hint}"]
+    model: Any = Config
+    if section:
+        known = Config.model_fields.get(section)
+        model = known.annotation if known is not None else None
+    if section and not hasattr(model, "model_fields"):
+        return [f"space: {name} is no config field: there is no section {section!r}"]
+    if field not in model.model_fields or hasattr(
+        model.model_fields[field].annotation, "model_fields"
+    ):
+        names = [f"{section}.{each}" if section else each for each in model.model_fields]
+        return [f"space: {name} is no config field; allowed there: {', '.join(names)}"]
+    return []
+
+
+def _draw(values: Dimension, rng: np.random.Generator) -> Any:
+    if isinstance(values, Choice | Grid):
+        return values.values[int(rng.integers(len(values.values)))]
+    if isinstance(values, LogUniform):
+        return float(np.exp(rng.uniform(math.log(values.low), math.log(values.high))))
+    return float(rng.uniform(values.low, values.high))
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,137 @@
+"""Where a sweep is, read from its folder: while it runs, or after it died."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from kdfm_ray.sweeps.ledger import TRIALS
+from kdfm_ray.sweeps.page import PAGE
+from kdfm_ray.sweeps.run import LOCK, NOW, SWEEP, SweepResult, percent
+from kdfm_ray.sweeps.savings import describe
+from kdfm_ray.sweeps.view import describe_now
+from kdfm_ray.types import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SHOWN = 10  # settings
+
+
+def print_status(folder: Path, console: Console) -> None:
+    """How many trials are where, which ones run, and the best settings so far.
+
+    Raises:
+        UserError: there is no sweep in the folder.
+    """
+    if not (folder / SWEEP).is_file():
+        raise UserError(
+            f"no sweep in {folder}: give the folder of one, as `kdfm sweep --status runs/sweep-...`"
+        )
+    sweep = json.loads((folder / SWEEP).read_text())["sweep"]
+    running = is_running(folder)
+    rows = _rows(folder)
+    live = _read_now(folder) if running else {}
+    counts: dict[str, int] = {}
+    for row in rows:
+        status = row["status"]
+        if status == "running" and not running:
+            status = "waiting"
+        elif status == "waiting" and row["trial_id"] in live.get("jobs", {}):
+            status = "running"
+        counts[status] = counts.get(status, 0) + 1
+    shown = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    state = "runs now" if running else "is not running"
+    console.print(
+        f"sweep {sweep['name']} in {folder} {state}: {shown or 'no trial yet'}",
+        soft_wrap=True,
+        markup=False,
+    )
+    if live:
+        console.print(f"now: {live['phase']}", markup=False)
+        for line in describe_now(live["jobs"]):
+            console.print(f"  {line}", markup=False)
+    unfinished = any(status in counts for status in ("waiting", "failed"))
+    if not running and unfinished:
+        console.print("the command that started it goes on with what is missing")
+    _print_settings(folder, list(sweep["space"]), console)
+
+
+def print_end(result: SweepResult, fields: list[str], console: Console) -> None:
+    """What a sweep has found, at its end."""
+    counts: dict[str, int] = {}
+    for row in result.rows:
+        counts[row["status"]] = counts.get(row["status"], 0) + 1
+    console.print(f"\ntrials: {', '.join(f'{n} {status}' for status, n in counts.items())}")
+    for line in describe(result.savings):
+        console.print(line, soft_wrap=True, markup=False)
+    _print_settings(result.path, fields, console)
+    console.print(f"page: {result.path / PAGE}", soft_wrap=True, markup=False)
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process holds the folder's lock."""
+    lock = folder / LOCK
+    if not lock.is_file():
+        return False
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    table = folder / "trials.parquet"
+    if not table.is_file():
+        return []
+    rows: list[dict[str, Any]] = pq.read_table(table).to_pylist()
+    # The table is written now and then, the lines of the trials at once.
+    latest: dict[str, str] = {}
+    if (folder / TRIALS).is_file():
+        for text in (folder / TRIALS).read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:  # being written
+                continue
+            known = {"start": "running", "end": line.get("status", "")}
+            latest[line["trial"]] = known.get(line["event"]) or latest.get(line["trial"], "running")
+    return [row | {"status": latest.get(row["trial_id"], row["status"])} for row in rows]
+
+
+def _read_now(folder: Path) -> dict[str, Any]:
+    try:
+        now: dict[str, Any] = json.loads((folder / NOW).read_text())
+    except (OSError, ValueError):
+        return {}
+    return now if time.time() - now["time"] < 60 else {}
+
+
+def _print_settings(folder: Path, fields: list[str], console: Console) -> None:
+    import pyarrow.csv as csv
+
+    path = folder / "settings.csv"
+    if not path.is_file():
+        return
+    rows = [row for row in csv.read_csv(path).to_pylist() if row.get("val_accuracy_mean")]
+    if not rows:
+        return
+    table = Table(title="best settings so far, finished on all seeds", title_justify="left")
+    for name in (*fields, "validation", "test"):
+        table.add_column(name, justify="right" if name in ("validation", "test") else "left")
+    for row in rows[:SHOWN]:
+        cells = [str(row[name]) for name in fields]
+        for name in ("val_accuracy", "test_accuracy"):
+            sd = row.get(f"{name}_sd")
+            spread = "" if sd is None else f" ± {100 * sd:.2f}"
+            cells.append(percent(row[f"{name}_mean"]) + spread)
+        table.add_row(*cells)
+    console.print(table)

@@ -1,0 +1,166 @@
+"""Ray Tune runs jobs side by side, starts the next when one ends, and tells what becomes of each.
+
+Import this once Ray's environment is prepared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import uuid
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import fsspec
+from ray import tune
+
+from kdfm_ray.sweeps.asha import SCORE, STEP, GroupedScheduler
+from kdfm_ray.sweeps.ledger import Status
+from kdfm_ray.sweeps.slots import Slots
+from kdfm_ray.sweeps.trial import Job, run_job
+from kdfm_ray.types import Emit
+
+
+class Listener(Protocol):
+    """What is told of jobs, from Tune's thread; ids are those of ``Job``."""
+
+    def started(self, job: str) -> None:
+        """A process has begun with it, or begun again."""
+
+    def reported(self, job: str, step: int, accuracy: float, seconds: float) -> None:
+        """The inner network was validated."""
+
+    def died(self, job: str, why: str) -> None:
+        """Its process is gone, and another goes on."""
+
+    def ended(self, job: str, status: Status, facts: dict[str, Any]) -> None:
+        """It is over. ``facts``: ``row`` and ``seconds``, or ``why``."""
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    slots: Slots,
+    scheduler: GroupedScheduler,
+    listener: Listener,
+    *,
+    bell: Any,
+    over: threading.Event,
+    emit: Emit,
+    storage: str,
+    max_failures: int,
+) -> None:
+    """Run all jobs and return when none is left, or when ``over`` is set and none runs any more.
+
+    Args:
+        jobs: what to do, in this order.
+        slots: how many at once, on what.
+        scheduler: which ones to stop early.
+        listener: is told.
+        bell: the actor ``Bell``, to be rung when ``over`` is set.
+        over: no more jobs are begun.
+        emit: takes events of the jobs' pipelines.
+        storage: folder or URI for Tune's notes, which are deleted afterwards.
+        max_failures: times that a job whose process died is begun again.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    name = f"sweep-{uuid.uuid4().hex[:8]}"
+    relay = _Relay(listener)
+    function = tune.with_parameters(run_job, jobs=list(jobs), bell=bell, emit=emit)
+    numbered = [{"number": number, "id": job.id} for number, job in enumerate(jobs)]
+    tuner = tune.Tuner(
+        tune.with_resources(function, slots.request()),
+        param_space={"job": tune.grid_search(numbered)},
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler,
+            max_concurrent_trials=slots.concurrent,
+            # One process after the other costs seconds each; workers of Ray Train end with it.
+            reuse_actors=not slots.nested,
+            trial_name_creator=_job_of,
+            trial_dirname_creator=_job_of,
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=storage,
+            stop=_StopAll(over, relay),
+            callbacks=[relay],
+            failure_config=tune.FailureConfig(max_failures=max_failures),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        with contextlib.suppress(Exception):
+            files, folder = fsspec.url_to_fs(f"{storage}/{name}")
+            files.rm(folder, recursive=True)
+
+
+class _Unkept:
+    """Tune pickles itself for ``Tuner.restore``, which is not used here: this leaves no trace."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return object, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Unkept:
+        return self
+
+
+class _Relay(_Unkept, tune.Callback):
+    """Tells the listener of jobs in its words."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self.running: set[str] = set()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.running.add(_job_of(trial))
+        self._listener.started(_job_of(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        job = _job_of(trial)
+        if "ended" not in result:
+            self._listener.reported(job, result[STEP], result[SCORE], result["seconds"])
+        elif job in self.running:  # Tune repeats the last result when the function returns
+            self.running.discard(job)
+            ended = dict(result["ended"])
+            status = ended.pop("status")
+            self._listener.ended(job, "waiting" if status == "interrupted" else status, ended)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if (job := _job_of(trial)) in self.running:
+            self.running.discard(job)
+            self._listener.ended(job, "stopped", {})
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._listener.died(_job_of(trial), _why(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.running.discard(_job_of(trial))
+        self._listener.ended(_job_of(trial), "failed", {"why": _why(trial)})
+
+
+class _StopAll(_Unkept, tune.Stopper):
+    """Ends Tune once the sweep is over and all jobs have saved their state."""
+
+    def __init__(self, over: threading.Event, relay: _Relay) -> None:
+        self._over, self._relay = over, relay
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._over.is_set() and not self._relay.running
+
+
+def _job_of(trial: Any) -> str:
+    job: str = trial.config["job"]["id"]
+    return job
+
+
+def _why(trial: Any) -> str:
+    error = trial.get_pickled_error()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"

@@ -1,0 +1,122 @@
+"""What is kept of trials survives whatever cuts it short."""
+
+import json
+
+import pytest
+
+from kdfm_ray import grid
+from kdfm_ray.config import Config, DataConfig
+from kdfm_ray.sweeps.ledger import TRIALS, Cells, Ledger, append_line, take_cells
+from kdfm_ray.sweeps.space import make_sweep, make_trials
+
+NETWORKS = {"outer": "abc"}
+
+
+def write_some(folder):
+    ledger = Ledger(folder)
+    ledger.start("a", NETWORKS)
+    ledger.validation("a", 10, 0.5, 3.0)
+    ledger.validation("a", 20, 0.6, 5.0)
+    ledger.end("a", "finished", row={"val_accuracy": 0.6, "test_accuracy": 0.55}, seconds=6.0)
+    ledger.start("b", NETWORKS)
+    ledger.validation("b", 10, 0.4, 2.0)
+    ledger.end("b", "stopped")
+    ledger.start("c", NETWORKS)
+    ledger.validation("c", 10, 0.3, 4.0)
+    return ledger
+
+
+def test_it_is_read_back_and_what_ran_waits(tmp_path):
+    write_some(tmp_path)
+    again = Ledger(tmp_path)
+    a, b, c = (again.of(name) for name in "abc")
+    assert (a.status, a.curve, a.seconds) == ("finished", {10: 0.5, 20: 0.6}, 6.0)
+    assert a.row["test_accuracy"] == 0.55
+    assert a.networks == NETWORKS
+    assert (b.status, b.val_accuracy, b.row) == ("stopped", 0.4, {})
+    assert (c.status, c.curve) == ("waiting", {10: 0.3})
+
+
+def test_failed_trials_are_tried_again(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.start("a", NETWORKS)
+    ledger.end("a", "failed", why="no room")
+    assert ledger.of("a").status == "failed"
+    again = Ledger(tmp_path).of("a")
+    assert (again.status, again.why) == ("waiting", "")
+
+
+def test_seconds_of_all_tries_add_up(tmp_path):
+    write_some(tmp_path)
+    again = Ledger(tmp_path)
+    again.start("c", NETWORKS)
+    again.validation("c", 10, 0.3, 1.0)  # reported anew: goes on from a state before it
+    again.validation("c", 20, 0.5, 2.5)
+    again.end("c", "finished", row={}, seconds=3.0)
+    assert again.of("c").seconds == 7.0
+    assert Ledger(tmp_path).of("c").seconds == 7.0
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20])
+def test_a_last_line_that_was_cut_short_costs_that_line_alone(tmp_path, cut):
+    write_some(tmp_path)
+    path = tmp_path / TRIALS
+    path.write_bytes(path.read_bytes()[:-cut])
+    ledger = Ledger(tmp_path)
+    assert ledger.of("a").status == "finished"
+    ledger.start("d", NETWORKS)
+    again = Ledger(tmp_path)
+    assert "d" in again.records
+    assert again.of("b").status == "stopped"
+
+
+def trials_of(seeds=(0, 1)):
+    base = Config(data=DataConfig(name="digits", num_labels=100))
+    sweep = make_sweep(name="s", base=base, seeds=seeds, space={"inner.loss": grid("ce", "sce")})
+    return make_trials(sweep, sweep.settings())
+
+
+def test_finished_cells_count_elsewhere_by_config_and_seed(tmp_path):
+    trials, here, there = trials_of(), tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    ledger, cells = Ledger(here), Cells(tmp_path / "r" / "cells.jsonl", {"torch": "2"})
+    for trial in trials[:3]:
+        ledger.start(trial.id, NETWORKS)
+        ledger.validation(trial.id, 10, 0.5, 1.0)
+        ledger.end(trial.id, "finished", row={"val_accuracy": 0.5}, seconds=2.0)
+        cells.add(trial, ledger.of(trial.id))
+        cells.add(trial, ledger.of(trial.id))  # twice is once
+    lines = (tmp_path / "r" / "cells.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+    found = json.loads(lines[0])
+    assert found["config_hash"] == trials[0].config.hash()
+    assert found["seed"] == 0
+    assert found["versions"] == {"torch": "2"}
+    assert found["row"] == {"val_accuracy": 0.5}
+
+    elsewhere = Ledger(there)
+    assert take_cells(elsewhere, Cells(tmp_path / "r" / "cells.jsonl", {}), trials) == 3
+    assert [elsewhere.of(t.id).status for t in trials] == ["finished"] * 3 + ["waiting"]
+    assert elsewhere.of(trials[0].id).curve == {10: 0.5}
+    assert elsewhere.of(trials[0].id).networks == NETWORKS
+    assert take_cells(elsewhere, Cells(tmp_path / "r" / "cells.jsonl", {}), trials) == 0
+
+
+def test_cells_of_other_code_do_not_count(tmp_path, monkeypatch):
+    from kdfm_ray import keys
+
+    trials, path = trials_of(), tmp_path / "cells.jsonl"
+    ledger = Ledger(tmp_path)
+    ledger.end(trials[0].id, "finished", row={})
+    Cells(path, {}).add(trials[0], ledger.of(trials[0].id))
+    assert Cells(path, {}).find(trials[0]) is not None
+    monkeypatch.setitem(keys.VERSIONS, "inner", keys.VERSIONS["inner"] + 1)
+    assert Cells(path, {}).find(trials[0]) is None
+
+
+def test_lines_are_appended_after_a_torn_one(tmp_path):
+    path = tmp_path / "lines"
+    path.write_bytes(b'{"a": 1}\n{"b": ')
+    append_line(path, {"c": 3})
+    assert path.read_text().splitlines() == ['{"a": 1}', '{"b": ', '{"c": 3}']
