@@ -281,7 +281,6 @@ def ablation_cpu() -> Sweep:
         name="ablation_cpu",
         base=_small(),
         space={"select.clusterer": grid("dec", "none")},
-        seeds=(0, 1, 2, 3, 4),
         results=_results("ablation_cpu"),
     )
 

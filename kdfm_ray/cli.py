@@ -37,6 +37,7 @@ A preset is a name or path/to/file.py:function. Own images: kdfm train --data.la
 --data.unlabeled DIR [--data.test DIR] --out RUN
 """
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+SWEEP_FLAGS = ("--grid", "--seeds", "--samples", "--asha", "--max-concurrent", "--results")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,10 +102,15 @@ def _sweep(arguments: list[str]) -> None:
     name, arguments = (arguments[0], arguments[1:]) if named else ("", arguments)
     flags, rest = parse(arguments)
     console = Console(highlight=False)
-    if flags.status and not name and len(rest) == 1:  # --status FOLDER
-        name, rest = rest[0], []
-    if flags.status and (not name or Path(name).is_dir()):
-        print_status(Path(name or "."), console)
+    if flags.status and not name:  # --status FOLDER
+        if len(rest) != 1:
+            raise UserError(
+                "kdfm sweep --status takes the folder of a sweep, or its name before it"
+            )
+        print_status(Path(rest[0]), console)
+        return
+    if flags.status and Path(name).is_dir():
+        print_status(Path(name), console)
         return
     if not name and not rest:
         raise UserError("name a sweep: `kdfm presets` lists them, `kdfm sweep --help` the flags")
@@ -257,14 +263,18 @@ def _metavar(kind: Any) -> str:
 
 
 def _unknown_flags(unknown: list[str]) -> list[str]:
-    known = list(_flag_names(Config))
+    known = [*_flag_names(Config), *SWEEP_FLAGS]
     problems = []
     for flag in unknown:
         if not flag.startswith("--"):
             continue  # the value of an unknown flag
         name = flag.partition("=")[0]
         close = difflib.get_close_matches(name.replace("_", "-"), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "`kdfm train --help` lists all"
+        hint = (
+            f"did you mean {close[0]}?"
+            if close
+            else "`kdfm train --help` lists those of a run, `kdfm sweep --help` those of a sweep"
+        )
         problems.append(f"unknown flag {name}; {hint}")
     if unknown and not problems:
         problems.append(

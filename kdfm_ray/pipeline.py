@@ -25,7 +25,7 @@ from kdfm_ray.jobs.shared import check_shared
 from kdfm_ray.leases import lease
 from kdfm_ray.models.numerics import Numerics, allowed_numerics
 from kdfm_ray.store import Artifact, Store, default_root
-from kdfm_ray.types import Emit, Role, RunFailed, UserError
+from kdfm_ray.types import Emit, Role, RunFailed, Stopped, UserError
 
 if TYPE_CHECKING:
     from kdfm_ray.jobs.prepare import Prepared
@@ -116,6 +116,8 @@ def run(
             stage()
             if interrupted.is_set():  # and swallowed by some library
                 raise KeyboardInterrupt
+            if stop is not None and stop():
+                raise Stopped("stopped between two stages; the same command goes on")
     return Finished(
         config=stages.config,
         plan=stages.plan,

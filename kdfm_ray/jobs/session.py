@@ -99,7 +99,10 @@ class Session:
         cpus = self.cpus_to_ask(self.cpus_per_worker if gpu and not gpus else 1)
         # Not by .options(): a task that is declared to need a GPU ends its process, and with it
         # what torch keeps of the GPU's memory.
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(function)
+        # "DEFAULT": in the trial of a sweep tasks would else share what Tune reserved for it.
+        task = ray.remote(
+            num_cpus=cpus, num_gpus=gpus, max_retries=2, scheduling_strategy="DEFAULT"
+        )(function)
         try:
             return ray.get(task.remote(*args))
         except RayTaskError as error:
@@ -123,7 +126,7 @@ def open_session(
             trial held that was stopped.
     """
     joining = bool(os.environ.get("RAY_ADDRESS"))
-    if not _ray_runs():
+    if not _in_ray_worker():
         prepare_environment(local=not joining, verbose=verbose)
     if scale.num_workers == 0:
         cpus, gpus = _this_process()
@@ -132,7 +135,7 @@ def open_session(
     import ray
     from ray.exceptions import RayError
 
-    ours = not _ray_runs()
+    ours = not ray.is_initialized()
     hushed = contextlib.ExitStack()
     if ours:
         if not verbose:
@@ -386,10 +389,10 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _ray_runs() -> bool:
-    """Whether this process is on a cluster already, as in a task or in the trial of a sweep."""
+def _in_ray_worker() -> bool:
+    """Whether this process was started by Ray, as that of a task or of a trial in a sweep."""
     ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
+    return ray is not None and ray._private.worker.global_worker.mode == ray.WORKER_MODE
 
 
 def _this_process() -> tuple[int, int]:

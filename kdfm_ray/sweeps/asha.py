@@ -65,6 +65,8 @@ class GroupedScheduler(FIFOScheduler):
         if group is None or STEP not in result:
             return TrialScheduler.CONTINUE
         decision: str = group.on_trial_result(tune_controller, _Named(_name(trial)), result)
+        if result[STEP] >= self._trials[_name(trial)].config.train.steps:
+            return TrialScheduler.CONTINUE  # nothing is left to save: the test set comes next
         return decision
 
     def _group(self, name: str) -> ASHAScheduler | None:

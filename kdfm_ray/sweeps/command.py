@@ -91,9 +91,14 @@ def build(
     values = default_values() if config is None else config.model_dump(mode="json")
     problems = parse_flags(arguments, values)
     config = parse_config(values, problems + find_problems(values))
+    if isinstance(found, Sweep) and config.seed != found.base.seed:
+        raise UserError(f"a sweep has several seeds: use --seeds {config.seed}, not --seed")
     out, config = config.out, config.model_copy(update={"out": None})
     changes: dict[str, Any] = {"base": config}
-    grids = dict(_grid(text, value_of) for text in flags.grid)
+    named = [_grid(text, value_of) for text in flags.grid]
+    grids = dict(named)
+    if len(grids) < len(named):
+        raise UserError("--grid names a field twice: give all its values in one --grid")
     if grids:
         changes["space"] = (found.space if isinstance(found, Sweep) else {}) | grids
     try:
@@ -116,10 +121,11 @@ def build(
         before = found.asha if isinstance(found, Sweep) else None
         changes["asha"] = before or Asha()
     if flags.results:
-        changes["results"] = None if flags.results == "none" else Path(flags.results)
+        path = Path(flags.results).expanduser().resolve()
+        changes["results"] = None if flags.results == "none" else path
     if isinstance(found, Sweep):
         if grids and "results" not in changes:
-            changes["results"] = None  # that file is of the sweep as it is written
+            changes["results"] = None
         return found.changed(**changes), out
     if not grids:
         raise UserError(

@@ -1,14 +1,15 @@
 """Settings suggested by Optuna's TPE, a round at a time; needs the extra ``optuna``.
 
 A suggestion is a setting, run with every seed; what Optuna is told is its mean validation accuracy.
-Rounds are small (``ROUND`` settings), so that most suggestions know of earlier ones. Trials of all
-rounds are drawn anew when a sweep goes on: Optuna is told what the trials have given, and what it
-suggested is read from them.
+Rounds are small (``ROUND`` settings), so that most suggestions know of earlier ones. What was
+suggested is kept in the sweep's folder, and is not asked for again when the sweep goes on.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdfm_ray.sweeps.space import Choice, Dimension, LogUniform, Sweep, Uniform
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 ROUND = 4  # settings at once
+KEPT = "suggestions.json"
 
 
 def check_optuna() -> None:
@@ -34,12 +36,16 @@ def check_optuna() -> None:
 class Suggestions:
     """Asks Optuna for settings until the sweep has its ``samples``."""
 
-    def __init__(self, sweep: Sweep) -> None:
-        """Ask nothing yet."""
+    def __init__(self, sweep: Sweep, folder: Path) -> None:
+        """Ask nothing yet; rounds that were suggested before are read from the folder."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._sweep = sweep
+        self._sweep, self._path = sweep, folder / KEPT
+        self._rounds: list[list[dict[str, Any]]] = []
+        if self._path.is_file():
+            self._rounds = json.loads(self._path.read_text())
+        self._number = 0
         self._space = {name: _distribution(values) for name, values in sweep.space.items()}
         self._given: list[dict[str, Any]] = []
         self.first = 0
@@ -54,7 +60,12 @@ class Suggestions:
 
         assert self._sweep.samples is not None
         self.first = len(self._given)
-        left = self._sweep.samples - self.first
+        self._number += 1
+        if self._number <= len(self._rounds):
+            asked = self._rounds[self._number - 1]
+            self._given += asked
+            return asked
+        left = self._sweep.samples - self._asked()
         # The seed is of the round: what is suggested follows from it and from what was found.
         sampler = optuna.samplers.TPESampler(seed=self._sweep.search_seed + self.first)
         study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -66,9 +77,17 @@ class Suggestions:
                         params=setting, distributions=self._space, value=score
                     )
                 )
-        asked = [study.ask(self._space).params for _ in range(min(ROUND, left))]
+        asked = [study.ask(self._space).params for _ in range(min(ROUND, max(0, left)))]
+        self._rounds.append(asked)
+        text = json.dumps(self._rounds)
+        temporary = self._path.with_name(f".{self._path.name}")
+        temporary.write_text(text)
+        temporary.replace(self._path)
         self._given += asked
         return asked
+
+    def _asked(self) -> int:
+        return sum(len(each) for each in self._rounds)
 
 
 def _score(rows: Sequence[dict[str, Any]]) -> float | None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PAGE = "index.html"
 SHOWN_SETTINGS = 30  # rows of the table of settings
 SHOWN_CURVES = 60
+MAP_VALUES = 12  # of a field in a heat map, at most
 COLORS = {"finished": "#1f6f8b", "stopped": "#c98a2b", "failed": "#b23a48", "running": "#8a8a8a"}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2em auto;
@@ -202,11 +203,11 @@ def _best(settings: Sequence[Setting], fields: Sequence[str]) -> Figure:
 
 
 def _pairs(settings: Sequence[Setting], fields: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of numeric fields with at least two values each, at most three pairs."""
+    """Pairs of numeric fields with a few values each, at most three pairs."""
     numeric = []
     for name in fields:
         values = {setting.values[name] for setting in settings}
-        if len(values) > 1 and all(_is_number(value) for value in values):
+        if 1 < len(values) <= MAP_VALUES and all(_is_number(value) for value in values):
             numeric.append(name)
     return list(itertools.combinations(numeric, 2))[:3]
 

@@ -42,13 +42,14 @@ class Work:
         missing: role -> how many distinct networks have to be trained.
         needed: role -> how many distinct ones there are.
         updates: of all missing ones together.
-        seconds: of training them on one trial's share of the machine; ``None`` if not estimated.
+        seconds: of training those before the inner ones, and the inner ones, one after the other,
+            each on one trial's share of the machine; ``None`` if not estimated.
     """
 
     missing: dict[str, int]
     needed: dict[str, int]
     updates: int
-    seconds: float | None
+    seconds: tuple[float, float] | None
 
 
 def plan_trials(
@@ -94,9 +95,9 @@ def missing_work(planned: Sequence[Planned], store: Store, session: Session, slo
 
 def _estimate(
     todo: dict[tuple[str, str], Planned], store: Store, session: Session, slots: Slots
-) -> float | None:
+) -> tuple[float, float] | None:
     shapes: dict[str, float] = {}
-    total = 0.0
+    before = inner = 0.0
     for (role, _), each in todo.items():
         config = each.trial.config
         shape = content_hash(
@@ -114,8 +115,12 @@ def _estimate(
         # One image labeled, mu weak ones without a graph (a third of the cost), mu strong ones.
         mu = config.fixmatch.mu
         share = 1.0 if role != "baseline" else 1 / (1 + mu / 3 + mu)
-        total += share * shapes[shape] * config.train.steps
-    return total
+        seconds = share * shapes[shape] * config.train.steps
+        if role == "inner":
+            inner += seconds
+        else:
+            before += seconds
+    return before, inner
 
 
 def _seconds_of_update(each: Planned, store: Store, session: Session, slots: Slots) -> float:

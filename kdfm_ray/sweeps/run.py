@@ -99,12 +99,11 @@ def run_sweep(
             check_shared(session, store)
             if nested:
                 _check_dashboard()
-            _write_json(path / SWEEP, {"sweep": sweep.same_as(), "store": store.root})
             driver = _Driver(sweep, path, store, session, view)
             if sweep.search == "optuna":
                 from kdfm_ray.sweeps.optuna_search import Suggestions
 
-                suggestions = Suggestions(sweep)
+                suggestions = Suggestions(sweep, path)
                 while settings := suggestions.next_round(driver.rows()):
                     driver.run(make_trials(sweep, settings, first=suggestions.first))
             else:
@@ -119,6 +118,7 @@ def run_sweep(
 
 def default_folder(sweep: Sweep) -> Path:
     """``runs/sweep-NAME-HASH``: the same sweep has the same folder."""
+    sweep = sweep.model_copy(update={"base": absolute_paths(sweep.base)})
     return Path("runs") / f"sweep-{sweep.name}-{content_hash(sweep.same_as())[:8]}"
 
 
@@ -148,15 +148,18 @@ class _Driver:
         todo = [trial for trial in trials if self._ledger.of(trial.id).status not in ENDED]
         self._say_begun(trials, todo)
         if not todo:
+            self._note_sweep()
             return
         planned = plan_trials(todo, self._store, self._session, self._show_plan)
         self._planned |= {each.trial.id: each for each in planned}
         units = self._units(planned)
         slots = self._slots(len(todo))
-        self._say_work(missing_work(planned, self._store, self._session, slots), slots, units)
-        if units:
-            self._phase = "outer networks, labels and trusted subsets"
-            self._run_jobs([self._unit_job(unit) for unit in units.values()])
+        work = missing_work(planned, self._store, self._session, slots)
+        self._note_sweep()  # not before: a mistake that is found so far leaves the folder free
+        self._say_work(work, slots, len(units))
+        self._phase = "outer networks, labels and trusted subsets"
+        for wave in _waves(list(units.values())):
+            self._run_jobs([self._unit_job(unit) for unit in wave])
         jobs = []
         for each in planned:
             if each.plan.outer in self._failed:
@@ -167,6 +170,12 @@ class _Driver:
         self._phase = "inner networks"
         if jobs:
             self._run_jobs(jobs)
+
+    def _note_sweep(self) -> None:
+        sweep = {"sweep": self._sweep.same_as(), "store": self._store.root}
+        _write_json(self._path / SWEEP, sweep)
+        with self._lock:
+            self._write()
 
     def finish(self) -> SweepResult:
         """Write the tables and the page for the last time, and say where they are."""
@@ -221,6 +230,8 @@ class _Driver:
             self._view.line(f"outer network {outer}: {facts['why']}")
             if found is None:
                 self._failed[outer] = facts["why"]
+        if found is not None:
+            self._failed.pop(outer, None)
         for text in facts.get("row", {}).get("warnings", ()):
             self._view.once(f"warning: {text}")
         if status == "finished" and found is not None:
@@ -306,6 +317,9 @@ class _Driver:
             while thread.is_alive():
                 thread.join(timeout=0.2)
                 self._note_now()
+                if time.monotonic() - self._last_page > 3 * PAGE_SECONDS:
+                    with self._lock:
+                        self._write()
                 if interrupt.is_set() and not over.is_set():
                     over.set()
                     ray.get(bell.ring.remote())
@@ -362,7 +376,7 @@ class _Driver:
                 "trials with the same data and seed go on"
             )
 
-    def _say_work(self, work: Work, slots: Slots, units: dict[str, list[Planned]]) -> None:
+    def _say_work(self, work: Work, slots: Slots, units: int) -> None:
         names = {"baseline": "labeled-only", "outer": "outer", "inner": "inner"}
         parts = [
             f"{work.missing[role]} {name}"
@@ -376,11 +390,13 @@ class _Driver:
             f"{work.updates:,} updates; {slots}"
         )
         if work.seconds is not None:
-            minutes = work.seconds / slots.concurrent / 60
+            before, inner = work.seconds
+            outer_slots = self._slots(units).concurrent if units else 1
+            minutes = (before / outer_slots + inner / slots.concurrent) / 60
             most = " at most" if self._sweep.asha else ""
             self._view.line(
                 f"training them takes about {minutes:.1f} minutes{most}, by the speed of single "
-                "updates here"
+                "updates here; labels, selection and the test set come on top"
             )
 
     def _end_line(self, name: str) -> str:
@@ -430,6 +446,18 @@ class _Driver:
                 if found is not None:
                     seconds[key] = found.record()["seconds"]
         return savings(list(self._trials.values()), self._ledger.records, seconds)
+
+
+def _waves(units: list[list[Planned]]) -> list[list[list[Planned]]]:
+    """Outer networks in an order in which none waits for another's labeled-only network."""
+    first: list[list[Planned]] = []
+    rest: list[list[Planned]] = []
+    seen: set[str | None] = set()
+    for unit in units:
+        baseline = unit[0].plan.baseline
+        (rest if baseline is not None and baseline in seen else first).append(unit)
+        seen.add(baseline)
+    return [wave for wave in (first, rest) if wave]
 
 
 def percent(value: float | None) -> str:

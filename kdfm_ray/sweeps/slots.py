@@ -75,7 +75,8 @@ def find_slots(
     wanted = max(1, min(jobs, max_concurrent or jobs))
     if gpus:
         each = 1.0 if nested else gpus_per_trial
-        concurrent = min(wanted, int(gpus / (workers * each) + 1e-9), cpus // workers)
+        places = gpus * int(1 / each + 1e-9)  # a trial lies on one GPU whole
+        concurrent = min(wanted, places // workers, cpus // workers)
         if concurrent < 1:
             raise UserError(
                 f"a trial needs {workers} workers x {each:g} GPU and as many CPUs, the cluster has "

@@ -27,7 +27,10 @@ from kdfm_ray.config import (
 from kdfm_ray.types import UserError
 
 # Sections that change no result, or that the sweep itself decides on.
-NOT_VARIED = ("seed", "out", "store", "scale", "faults", "on_warning", "baseline")
+NOT_VARIED = {
+    *("seed", "out", "store", "scale", "faults", "on_warning", "baseline"),
+    *("data.root", "data.device", "label.batch_size", "label.num_actors", "train.log_every"),
+}
 
 
 class Grid(Section):
@@ -131,7 +134,7 @@ class Sweep(Section):
         None, ge=1, description="trials at once; none: as many as fit"
     )
     gpus_per_trial: float = Field(
-        1.0, gt=0, description="below 1, trials of one worker share a GPU (where there is one)"
+        1.0, gt=0, le=1, description="below 1, trials of one worker share a GPU"
     )
     results: Path | None = Field(
         None, description="file of finished cells, which count as done wherever it is found"
@@ -176,6 +179,9 @@ class Sweep(Section):
             UserError: it makes no sense; lists every mistake.
         """
         own = {name: getattr(self, name) for name in type(self).model_fields}
+        base = fields.get("base", self.base)
+        if base.hash() != self.base.hash():
+            own["results"] = None  # that file is of the sweep as it is written
         return make_sweep(**(own | fields))
 
     def same_as(self) -> dict[str, Any]:
@@ -192,7 +198,10 @@ class Sweep(Section):
     def settings(self) -> list[dict[str, Any]]:
         """All settings of a grid or a random search, each once; field -> value."""
         assert self.search == "random"
-        grids = {n: values.values for n, values in self.space.items() if isinstance(values, Grid)}
+        # In the order of their names, so that setting numbers and draws are those of the sweep,
+        # in whatever order it was written down.
+        space = sorted(self.space.items())
+        grids = {name: values.values for name, values in space if isinstance(values, Grid)}
         found: dict[str, dict[str, Any]] = {}
         for drawn in self._draws():
             for row in itertools.product(*grids.values()):
@@ -202,7 +211,8 @@ class Sweep(Section):
         return list(found.values())
 
     def _draws(self) -> Iterator[dict[str, Any]]:
-        others = {n: values for n, values in self.space.items() if not isinstance(values, Grid)}
+        space = sorted(self.space.items())
+        others = {name: values for name, values in space if not isinstance(values, Grid)}
         rng = np.random.default_rng([self.search_seed, 0x7377])
         for _ in range(self.samples or 1):
             yield {name: _draw(values, rng) for name, values in others.items()}
@@ -260,10 +270,25 @@ def make_trials(sweep: Sweep, settings: Sequence[dict[str, Any]], first: int = 0
                 trials.append(_make_trial(sweep, number, values, seed))
             except UserError as error:
                 problems += [line.strip(" -") for line in str(error).splitlines()[1:]]
+    if sweep.asha is not None:
+        problems += [text for trial in trials for text in _unranked(trial.config)]
     if problems:
         lines = "\n".join(f"  - {text}" for text in dict.fromkeys(problems))
         raise UserError(f"the sweep {sweep.name} has trials that cannot be run:\n{lines}")
     return trials
+
+
+def _unranked(config: Config) -> list[str]:
+    """Why ASHA could not compare a trial with others."""
+    if config.data.num_val == 0:
+        return ["asha compares validation accuracies, and data.num_val = 0: give some, or no asha"]
+    every, steps = config.train.eval_every, config.train.steps
+    if every >= steps:
+        return [
+            f"asha compares validations on the way, and train.eval_every = {every} leaves none in "
+            f"train.steps = {steps}: lower it to {max(1, steps // 8)} or so, or use no asha"
+        ]
+    return []
 
 
 def _make_trial(sweep: Sweep, number: int, values: dict[str, Any], seed: int) -> Trial:
@@ -326,4 +351,6 @@ def _plain(value: Any) -> Any:
         return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
+    if isinstance(value, np.generic):
+        return value.item()
     return str(value) if isinstance(value, Path) else value

@@ -59,7 +59,7 @@ def print_status(folder: Path, console: Console) -> None:
     unfinished = any(status in counts for status in ("waiting", "failed"))
     if not running and unfinished:
         console.print("the command that started it goes on with what is missing")
-    _print_settings(folder, list(sweep["space"]), console)
+    _print_settings(folder, list(sweep["space"]), console, "best settings so far")
 
 
 def print_end(result: SweepResult, fields: list[str], console: Console) -> None:
@@ -70,7 +70,7 @@ def print_end(result: SweepResult, fields: list[str], console: Console) -> None:
     console.print(f"\ntrials: {', '.join(f'{n} {status}' for status, n in counts.items())}")
     for line in describe(result.savings):
         console.print(line, soft_wrap=True, markup=False)
-    _print_settings(result.path, fields, console)
+    _print_settings(result.path, fields, console, "best settings")
     console.print(f"page: {result.path / PAGE}", soft_wrap=True, markup=False)
 
 
@@ -115,16 +115,18 @@ def _read_now(folder: Path) -> dict[str, Any]:
     return now if time.time() - now["time"] < 60 else {}
 
 
-def _print_settings(folder: Path, fields: list[str], console: Console) -> None:
+def _print_settings(folder: Path, fields: list[str], console: Console, title: str) -> None:
     import pyarrow.csv as csv
 
     path = folder / "settings.csv"
     if not path.is_file():
         return
-    rows = [row for row in csv.read_csv(path).to_pylist() if row.get("val_accuracy_mean")]
+    known = ("val_accuracy_mean", "test_accuracy_mean")
+    rows = csv.read_csv(path).to_pylist()
+    rows = [row for row in rows if any(row.get(name) is not None for name in known)]
     if not rows:
         return
-    table = Table(title="best settings so far, finished on all seeds", title_justify="left")
+    table = Table(title=f"{title}, finished on all seeds", title_justify="left")
     for name in (*fields, "validation", "test"):
         table.add_column(name, justify="right" if name in ("validation", "test") else "left")
     for row in rows[:SHOWN]:

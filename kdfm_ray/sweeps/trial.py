@@ -6,6 +6,7 @@ starts them by Ray Train, and holds nothing itself.
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Sequence
@@ -66,6 +67,8 @@ def run_job(tune_config: dict[str, Any], *, jobs: Sequence[Job], bell: Any, emit
     """
     from ray import tune
 
+    # The process is used again: a stopped trial may still be writing its state.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
     job, started = jobs[tune_config["job"]["number"]], time.perf_counter()
 
     def seconds() -> float:
@@ -85,6 +88,8 @@ def run_job(tune_config: dict[str, Any], *, jobs: Sequence[Job], bell: Any, emit
     except OSError:
         raise  # a full disk, a lost connection: Tune tries again
     except Exception as error:
+        if "CUDA" in str(error):
+            raise  # the process is of no use any more: Tune starts another
         why = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         ended = {"status": "failed", "why": why}
     tune.report({"ended": ended | {"seconds": seconds()}})
@@ -104,6 +109,8 @@ def _do(job: Job, bell: Any, tell: Emit) -> dict[str, Any]:
         return {"status": "finished", "row": row_of(finished)}
     empty = []
     for config, numerics in zip(job.configs, job.numerics, strict=True):
+        if is_over():
+            raise Stopped
         try:
             run(config, tell, begun_with=numerics, stop=is_over, until_trusted=True)
         except UserError as error:

@@ -9,17 +9,19 @@ import contextlib
 import os
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec
 from ray import tune
+from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from kdfm_ray.sweeps.asha import SCORE, STEP, GroupedScheduler
 from kdfm_ray.sweeps.ledger import Status
 from kdfm_ray.sweeps.slots import Slots
 from kdfm_ray.sweeps.trial import Job, run_job
-from kdfm_ray.types import Emit
+from kdfm_ray.types import Emit, RunFailed
 
 
 class Listener(Protocol):
@@ -66,6 +68,7 @@ def run_jobs(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     name = f"sweep-{uuid.uuid4().hex[:8]}"
     relay = _Relay(listener)
+    search = BasicVariantGenerator(max_concurrent=slots.concurrent)
     function = tune.with_parameters(run_job, jobs=list(jobs), bell=bell, emit=emit)
     numbered = [{"number": number, "id": job.id} for number, job in enumerate(jobs)]
     tuner = tune.Tuner(
@@ -73,7 +76,7 @@ def run_jobs(
         param_space={"job": tune.grid_search(numbered)},
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
-            max_concurrent_trials=slots.concurrent,
+            search_alg=search,
             # One process after the other costs seconds each; workers of Ray Train end with it.
             reuse_actors=not slots.nested,
             trial_name_creator=_job_of,
@@ -82,7 +85,7 @@ def run_jobs(
         run_config=tune.RunConfig(
             name=name,
             storage_path=storage,
-            stop=_StopAll(over, relay),
+            stop=_StopAll(over, relay, search),
             callbacks=[relay],
             failure_config=tune.FailureConfig(max_failures=max_failures),
             verbose=0,
@@ -90,10 +93,20 @@ def run_jobs(
     )
     try:
         tuner.fit()
+    except Exception as error:
+        if relay.trouble is not None:
+            raise relay.trouble from error
+        raise RunFailed(
+            f"Ray Tune failed: {_last_line(str(error))}. What is finished or saved is kept, and "
+            "the same command goes on"
+        ) from error
     finally:
         with contextlib.suppress(Exception):
             files, folder = fsspec.url_to_fs(f"{storage}/{name}")
             files.rm(folder, recursive=True)
+    for job in jobs:
+        if job.id not in relay.over and not over.is_set():
+            listener.ended(job.id, "failed", {"why": "Ray Tune gave it up without a reason"})
 
 
 class _Unkept:
@@ -112,47 +125,62 @@ class _Relay(_Unkept, tune.Callback):
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self.running: set[str] = set()
+        self.over: set[str] = set()
+        self.trouble: Exception | None = None  # of the listener, as a full disk
+
+    def _tell(self, what: Callable[..., None], *facts: Any) -> None:
+        try:
+            what(*facts)
+        except Exception as error:
+            self.trouble = error
+            raise
+
+    def _end(self, job: str, status: Status, facts: dict[str, Any]) -> None:
+        self.running.discard(job)
+        self.over.add(job)
+        self._tell(self._listener.ended, job, status, facts)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.running.add(_job_of(trial))
-        self._listener.started(_job_of(trial))
+        self._tell(self._listener.started, _job_of(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         job = _job_of(trial)
         if "ended" not in result:
-            self._listener.reported(job, result[STEP], result[SCORE], result["seconds"])
+            facts = result[STEP], result[SCORE], result["seconds"]
+            self._tell(self._listener.reported, job, *facts)
         elif job in self.running:  # Tune repeats the last result when the function returns
-            self.running.discard(job)
             ended = dict(result["ended"])
             status = ended.pop("status")
-            self._listener.ended(job, "waiting" if status == "interrupted" else status, ended)
+            self._end(job, "waiting" if status == "interrupted" else status, ended)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if (job := _job_of(trial)) in self.running:
-            self.running.discard(job)
-            self._listener.ended(job, "stopped", {})
+            self._end(job, "stopped", {})
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._listener.died(_job_of(trial), _why(trial))
+        self._tell(self._listener.died, _job_of(trial), _why(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.running.discard(_job_of(trial))
-        self._listener.ended(_job_of(trial), "failed", {"why": _why(trial)})
+        self._end(_job_of(trial), "failed", {"why": _why(trial)})
 
 
 class _StopAll(_Unkept, tune.Stopper):
     """Ends Tune once the sweep is over and all jobs have saved their state."""
 
-    def __init__(self, over: threading.Event, relay: _Relay) -> None:
-        self._over, self._relay = over, relay
+    def __init__(self, over: threading.Event, relay: _Relay, search: BasicVariantGenerator) -> None:
+        self._over, self._relay, self._search = over, relay, search
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._over.is_set() and not self._relay.running
+        if not self._over.is_set():
+            return False
+        self._search.set_finished()  # begin no more
+        return not self._relay.running
 
 
 def _job_of(trial: Any) -> str:
@@ -161,6 +189,13 @@ def _job_of(trial: Any) -> str:
 
 
 def _why(trial: Any) -> str:
-    error = trial.get_pickled_error()
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+    """From the file that Tune keeps on the driver's node."""
+    try:
+        return _last_line(Path(trial.error_file or "").read_text())
+    except OSError:
+        return "its process ended"
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

@@ -2,25 +2,22 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from small_sweep import sweep_of, thresholds
 
 import kdfm_ray as kdfm
-from kdfm_ray import Asha, grid
-from kdfm_ray.config import (
-    Config,
-    DataConfig,
-    FaultConfig,
-    FixMatchConfig,
-    ModelConfig,
-    SelectConfig,
-    TrainConfig,
-)
+from kdfm_ray import grid
 from kdfm_ray.store import Store
 from kdfm_ray.sweeps.ledger import Ledger
-from kdfm_ray.sweeps.space import make_sweep
 from kdfm_ray.types import UserError
+
+HERE = Path(__file__).parent
 
 pytestmark = [
     pytest.mark.ray,
@@ -30,22 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-BASE = Config(
-    baseline=False,
-    data=DataConfig(name="digits", num_labels=100, image_size=16),
-    model=ModelConfig(name="wrn_10_2"),
-    train=TrainConfig(
-        steps=30, batch_size=16, eval_every=10, precision="fp32", memory_format="channels_last"
-    ),
-    select=SelectConfig(tau_select=0.1, pretrain_epochs=1, update_interval=10, max_iter=20),
-    fixmatch=FixMatchConfig(mu=2),
-    faults=FaultConfig(save_every=5),
-)
-
-
-def sweep_of(**fields):
-    return make_sweep(**({"name": "test", "base": BASE, "seeds": (0, 1)} | fields))
 
 
 def count(store, stage):
@@ -82,25 +63,44 @@ def kill_first_report(monkeypatch, killed):
     monkeypatch.setattr(tuning._Relay, "on_trial_result", kill)
 
 
+def die_after(finished, folder, address):
+    """The sweep by command line on that cluster; SIGKILLed when so many trials are finished."""
+    command = [sys.executable, "-m", "kdfm_ray", "sweep", f"{HERE / 'small_sweep.py'}:thresholds"]
+    places = ["--out", str(folder / "out"), "--store", str(folder / "store")]
+    process = subprocess.Popen(
+        [*command, *places],
+        env=os.environ | {"RAY_ADDRESS": address},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 240
+    lines = folder / "out" / "trials.jsonl"
+    while time.monotonic() < until and process.poll() is None:
+        text = lines.read_text() if lines.is_file() else ""
+        if text.count('"status": "finished"') >= finished:
+            break
+        time.sleep(0.1)
+    assert process.poll() is None, "it ended before it could be killed"
+    process.kill()
+    process.wait()
+
+
 @pytest.fixture(scope="module")
 def first(cluster, tmp_path_factory):
-    """Eight trials of two seeds; half of them find nothing to trust; one process is killed."""
-    folder = tmp_path_factory.mktemp("sweep")
-    space = {"select.tau_select": grid(0.1, 1.0), "inner.tau_inner": grid(0.5, 0.95)}
-    killed = []
+    """A sweep whose driver was killed; when it goes on, the process of one trial is killed, too."""
+    folder, killed = tmp_path_factory.mktemp("sweep"), []
+    die_after(1, folder, cluster.get_runtime_context().gcs_address)
+    cut = Ledger(folder / "out").records
     with pytest.MonkeyPatch.context() as patch:
         kill_first_report(patch, killed)
         result = kdfm.sweep(
-            sweep_of(space=space, asha=Asha()),
-            out=folder / "out",
-            store=str(folder / "store"),
-            progress=False,
+            thresholds(), out=folder / "out", store=str(folder / "store"), progress=False
         )
-    return folder, result, killed
+    return folder, result, killed, cut
 
 
 def test_each_outer_network_is_trained_once(first):
-    folder, result, _ = first
+    folder, result, *_ = first
     assert len(result.rows) == 8
     assert count(folder / "store", "outer") == 2  # one a seed
     assert count(folder / "store", "labels") == 2
@@ -112,7 +112,7 @@ def test_each_outer_network_is_trained_once(first):
 
 
 def test_a_trial_that_fails_takes_nobody_along_and_says_why(first):
-    _, result, _ = first
+    _, result, *_ = first
     failed = [row for row in result.rows if row["status"] == "failed"]
     assert len(failed) == 4
     for row in failed:
@@ -122,7 +122,7 @@ def test_a_trial_that_fails_takes_nobody_along_and_says_why(first):
 
 
 def test_a_process_that_is_killed_goes_on_from_its_state(first):
-    folder, result, (killed,) = first
+    folder, result, (killed,), _ = first
     row = next(row for row in result.rows if row["trial_id"] == killed)
     assert row["status"] in ("finished", "stopped")
     if row["status"] == "finished":
@@ -135,7 +135,7 @@ def test_a_process_that_is_killed_goes_on_from_its_state(first):
 
 
 def test_finished_trials_have_a_test_accuracy_and_stopped_ones_have_none(first):
-    _, result, _ = first
+    _, result, *_ = first
     for row in result.rows:
         assert (row["test_accuracy"] is not None) == (row["status"] == "finished")
         if row["status"] == "finished":
@@ -146,7 +146,7 @@ def test_finished_trials_have_a_test_accuracy_and_stopped_ones_have_none(first):
 
 
 def test_its_folder_has_tables_and_a_page(first):
-    folder, result, _ = first
+    folder, result, *_ = first
     out = folder / "out"
     table = pq.read_table(out / "trials.parquet").to_pylist()
     assert [row["trial_id"] for row in table] == [row["trial_id"] for row in result.rows]
@@ -155,55 +155,20 @@ def test_its_folder_has_tables_and_a_page(first):
     }
 
 
-def test_begun_again_finished_trials_are_kept_and_failed_ones_tried(first):
-    folder, before, _ = first
-    again = kdfm.sweep(
-        sweep_of(
-            space={"select.tau_select": grid(0.1, 1.0), "inner.tau_inner": grid(0.5, 0.95)},
-            asha=Asha(),
-        ),
-        out=folder / "out",
-        store=str(folder / "store"),
-        progress=False,
-    )
-    assert [row["status"] for row in again.rows] == [row["status"] for row in before.rows]
-    kept = [(a["seconds"], b["seconds"]) for a, b in zip(again.rows, before.rows, strict=True)]
-    assert all(a == b for (a, b), row in zip(kept, again.rows, strict=True) if row["test_accuracy"])
-    assert count(folder / "store", "outer") == 2
-
-
-def test_it_goes_on_where_its_driver_died(cluster, first, tmp_path, monkeypatch):
-    """The driver ends in the midst; nothing that Tune wrote is left; the rest is done then."""
-    from kdfm_ray.sweeps import run as module
-
-    folder, _, _ = first
-    sweep = sweep_of(space={"inner.loss": grid("ce", "sce", "gce")}, seeds=(0,), max_concurrent=1)
-    arguments = {"out": tmp_path / "out", "store": str(folder / "store"), "progress": False}
-    before = module._Driver.ended
-
-    class Died(BaseException):
-        pass
-
-    def die(self, job, status, facts):
-        before(self, job, status, facts)
-        if sum(r.status == "finished" for r in self._ledger.records.values()) == 2:
-            raise Died
-
-    monkeypatch.setattr(module._Driver, "ended", die)
-    with pytest.raises(BaseException):  # noqa: B017, PT011 - Tune may wrap it
-        kdfm.sweep(sweep, **arguments)
-    monkeypatch.setattr(module._Driver, "ended", before)
-    cut = Ledger(tmp_path / "out").records
-    assert sorted(record.status for record in cut.values())[:2] == ["finished", "finished"]
-    result = kdfm.sweep(sweep, **arguments)
-    assert [row["status"] for row in result.rows] == ["finished"] * 3
-    for row in result.rows:
-        if cut.get(row["trial_id"]) and cut[row["trial_id"]].status == "finished":
-            assert row["seconds"] == round(cut[row["trial_id"]].seconds, 3)  # not run again
+def test_it_goes_on_where_its_driver_died_and_keeps_what_was_finished(first):
+    """Nothing that Tune wrote is read: it wrote to a folder that is gone."""
+    _, result, _, cut = first
+    kept = [name for name, record in cut.items() if record.status == "finished"]
+    assert kept
+    rows = {row["trial_id"]: row for row in result.rows}
+    for name in kept:
+        assert rows[name]["status"] == "finished"
+        assert rows[name]["seconds"] == round(cut[name].seconds, 3)  # not run again
+    assert len([row for row in result.rows if row["status"] in ("finished", "stopped")]) == 4
 
 
 def test_a_folder_with_another_sweep_is_refused(cluster, first):
-    folder, _, _ = first
+    folder, *_ = first
     with pytest.raises(UserError, match="holds another sweep") as error:
         kdfm.sweep(
             sweep_of(space={"select.tau_select": grid(0.1)}),

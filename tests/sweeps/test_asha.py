@@ -59,6 +59,7 @@ def test_nobody_is_stopped_before_the_first_rung_or_at_the_last_update():
     assert report(trials[0], 10, 0.9) == "CONTINUE"
     assert report(trials[1], 10, 0.1) == "CONTINUE"
     assert report(trials[0], 100, 0.9) == "CONTINUE"  # its test accuracy is still to come
+    assert report(trials[1], 100, 0.1) == "CONTINUE"
 
 
 def test_hard_cells_are_ranked_among_themselves():

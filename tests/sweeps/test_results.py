@@ -57,7 +57,7 @@ def test_means_are_of_settings_finished_on_all_their_seeds_alone():
     assert [setting.number for setting in settings] == [1, 0, 2, 3]  # best first, others after
     assert [setting.complete for setting in settings] == [True, True, False, False]
     best = settings[0]
-    assert best.values == {"select.tau_select": 0.5, "inner.tau_inner": 0.95}
+    assert best.values == {"select.tau_select": 0.8, "inner.tau_inner": 0.8}
     assert best.figures["val_accuracy"].mean == pytest.approx((0.52 + 0.53) / 2)
     assert best.figures["test_accuracy"].mean == pytest.approx((0.42 + 0.43) / 2)
     assert settings[2].statuses == {0: "finished", 1: "stopped"}
