@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,17 @@ class Setting:
         number: as in the table of trials.
         values: field -> value.
         statuses: of its trials, by seed.
-        figures: name -> spread; empty unless all seeds are finished.
+        figures: name -> spread; empty unless all seeds are finished. ``gain`` is the test accuracy
+            less that of FixMatch (the outer network), seed by seed, and ``behind`` the score of the
+            best setting less this one's, seed by seed: seeds differ more than settings do.
+        scores: seed -> what settings are ranked by.
     """
 
     number: int
     values: dict[str, Any]
     statuses: dict[int, str]
     figures: dict[str, Spread]
+    scores: dict[int, float] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -132,15 +136,25 @@ def summarize(rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> list[Set
                 values = [row[name] for row in group]
                 if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
                     figures[name] = spread(values)
+            if {"test_accuracy", "outer_test_accuracy"} <= set(figures):
+                gains = [row["test_accuracy"] - row["outer_test_accuracy"] for row in group]
+                figures["gain"] = spread(gains)
+        score = "val_accuracy" if "val_accuracy" in figures else "test_accuracy"
         found.append(
             Setting(
                 number,
                 {name: group[0][name] for name in fields},
                 {row["seed"]: row["status"] for row in group},
                 figures,
+                {row["seed"]: row[score] for row in group} if score in figures else {},
             )
         )
-    return sorted(found, key=_rank)
+    found.sort(key=_rank)
+    best = found[0].scores if found else {}
+    for setting in found:
+        if setting.scores:
+            setting.figures["behind"] = spread([best[s] - setting.scores[s] for s in best])
+    return found
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -170,12 +184,13 @@ def _summary(setting: Setting) -> dict[str, Any]:
     row: dict[str, Any] = {"setting": setting.number} | setting.values
     row["seeds"] = len(setting.statuses)
     row["finished"] = sum(status == "finished" for status in setting.statuses.values())
-    for name in ("val_accuracy", "test_accuracy", *FACTS):
+    for name in ("val_accuracy", "test_accuracy", "gain", "behind", *FACTS):
         figure = setting.figures.get(name)
         row[f"{name}_mean"] = figure.mean if figure else None
         row[f"{name}_sd"] = figure.sd if figure else None
-    val = setting.figures.get("val_accuracy")
-    row["val_accuracy_ci95"] = val.half if val else None
+    for name in ("val_accuracy", "gain", "behind"):
+        figure = setting.figures.get(name)
+        row[f"{name}_ci95"] = figure.half if figure else None
     return row
 
 

@@ -61,6 +61,10 @@ def test_means_are_of_settings_finished_on_all_their_seeds_alone():
     assert best.figures["val_accuracy"].mean == pytest.approx((0.52 + 0.53) / 2)
     assert best.figures["test_accuracy"].mean == pytest.approx((0.42 + 0.43) / 2)
     assert settings[2].statuses == {0: "finished", 1: "stopped"}
+    assert best.figures["behind"].mean == 0
+    behind = settings[1].figures["behind"]  # 0.02 on either seed, though the seeds differ by 0.01
+    assert (behind.mean, behind.sd) == (pytest.approx(0.02), pytest.approx(0, abs=1e-9))
+    assert best.figures["gain"].mean == pytest.approx((0.02 + 0.03) / 2)
 
 
 def test_a_row_for_each_trial_in_parquet_and_csv(tmp_path):
