@@ -142,7 +142,7 @@ def _settings_table(settings: Sequence[Setting], fields: Sequence[str]) -> str:
 def _seeds(setting: Setting) -> str:
     kinds = sorted(set(setting.statuses.values()))
     if kinds == ["finished"]:
-        return f"{len(setting.statuses)} finished"
+        return f"all {len(setting.statuses)}"
     counts = ((kind, list(setting.statuses.values()).count(kind)) for kind in kinds)
     return ", ".join(f"{count} {kind}" for kind, count in counts)
 

@@ -143,10 +143,10 @@ class _Driver:
         """Run those of the trials that have not ended yet, after the outer networks they need."""
         self._trials |= {trial.id: trial for trial in trials}
         elsewhere = take_cells(self._ledger, self._cells, trials)
-        if elsewhere:
-            self._view.line(f"{elsewhere} trials are finished in {self._sweep.results}")
         todo = [trial for trial in trials if self._ledger.of(trial.id).status not in ENDED]
         self._say_begun(trials, todo)
+        if elsewhere:
+            self._view.line(f"{elsewhere} of them are in {self._sweep.results}")
         if not todo:
             self._note_sweep()
             return

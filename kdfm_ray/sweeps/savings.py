@@ -86,16 +86,20 @@ def describe(found: Savings) -> list[str]:
         return f"{part / found.full:.0%}"
 
     def minutes(seconds: float | None) -> str:
-        return "" if seconds is None else f", about {seconds / 60:.1f} minutes of training"
+        return "" if not seconds else f", about {seconds / 60:.1f} minutes of training"
 
-    return [
+    lines = [
         f"{found.done:,} updates of networks, {percent(found.done)} of the {found.full:,} that the "
         "trials take when each trains all its networks in full",
         f"saved by sharing outer networks: {found.shared:,} updates ({percent(found.shared)})"
         f"{minutes(found.seconds_shared)}",
-        f"saved by stopping trials early: {found.stopped:,} updates ({percent(found.stopped)})"
-        f"{minutes(found.seconds_stopped)}",
     ]
+    if found.stopped:
+        lines.append(
+            f"saved by stopping trials early: {found.stopped:,} updates ({percent(found.stopped)})"
+            f"{minutes(found.seconds_stopped)}"
+        )
+    return lines
 
 
 def to_json(found: Savings) -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""Trials of several workers on two CPUs, stopped and killed: nothing hangs, nothing is left.
+
+Ray's issue 54305: a trial that was stopped kept what its training workers held, and all others
+waited for ever.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import kdfm_ray as kdfm
+from kdfm_ray import Asha, grid
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "ray"))
+from small_sweep import sweep_of
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.soak,
+    pytest.mark.timeout(1200),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def test_stopped_and_killed_trials_of_two_workers_give_all_back(tmp_path, monkeypatch):
+    from kdfm_ray.jobs.session import prepare_environment
+
+    prepare_environment(local=True)
+    import ray
+    from ray.util import placement_group_table
+
+    from kdfm_ray.sweeps import asha, tuning
+
+    seen, before = [], tuning._Relay.on_trial_result
+
+    def disturb(self, iteration, trials, trial, result, **info):
+        """Kill the first trial's process, and a training worker of the second."""
+        before(self, iteration, trials, trial, result, **info)
+        job = trial.config["job"]["id"]
+        if "ended" in result or job in seen:
+            return
+        seen.append(job)
+        if len(seen) == 1:
+            os.kill(result["pid"], signal.SIGKILL)
+        elif len(seen) == 2:
+            workers = [
+                p for p in psutil.process_iter() if "RayTrainWorker" in " ".join(_command(p))
+            ]
+            workers[0].kill()
+
+    def stop_third(self, tune_controller, trial, result):
+        """ASHA's decision, as it would be for a trial that is behind."""
+        stop = seen.index(asha._name(trial)) in (2, 3) if asha._name(trial) in seen else False
+        return "STOP" if stop and "step" in result else "CONTINUE"
+
+    monkeypatch.setattr(tuning._Relay, "on_trial_result", disturb)
+    monkeypatch.setattr(asha.GroupedScheduler, "on_trial_result", stop_third)
+    quiet = {"log_to_driver": False, "logging_level": "error"}
+    ray.init(address="local", num_cpus=2, include_dashboard=True, **quiet)
+    try:
+        result = kdfm.sweep(
+            sweep_of(
+                space={"inner.tau_inner": grid(0.5, 0.6, 0.7, 0.8, 0.95)}, seeds=(0,), asha=Asha()
+            ),
+            settings={"scale.num_workers": 2},
+            out=tmp_path / "out",
+            store=str(tmp_path / "store"),
+            progress=False,
+        )
+        until = time.monotonic() + 60
+        while ray.available_resources().get("CPU") != 2 and time.monotonic() < until:
+            time.sleep(0.5)
+        free = ray.available_resources()["CPU"]
+        left = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
+    finally:
+        ray.shutdown()
+    assert len(seen) == 5
+    status = {row["trial_id"]: row["status"] for row in result.rows}
+    assert [status[name] for name in seen] == [
+        *("finished", "finished"),
+        *("stopped", "stopped"),
+        "finished",
+    ]
+    assert free == 2
+    assert not left
+    time.sleep(2)
+    assert not [p for p in psutil.process_iter() if "RayTrainWorker" in " ".join(_command(p))]
+
+
+def _command(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
