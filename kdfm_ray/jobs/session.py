@@ -122,8 +122,8 @@ def open_session(
         scale: how the run is divided; with no workers there is no Ray.
         emit: takes progress events of all processes.
         verbose: let Ray's own logs through.
-        dashboard: start Ray's dashboard too, whose State API Ray Train needs to give back what a
-            trial held that was stopped.
+        dashboard: start Ray's dashboard too, whose State API Ray Train asks when it looks after
+            what a trial held that was stopped.
     """
     joining = bool(os.environ.get("RAY_ADDRESS"))
     if not _in_ray_worker():

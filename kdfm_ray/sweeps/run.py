@@ -97,8 +97,6 @@ def run_sweep(
         with open_session(scale, view, verbose=verbose, dashboard=nested) as session:
             quiet_libraries(session)
             check_shared(session, store)
-            if nested:
-                _check_dashboard()
             driver = _Driver(sweep, path, store, session, view)
             if sweep.search == "optuna":
                 from kdfm_ray.sweeps.optuna_search import Suggestions
@@ -207,9 +205,11 @@ class _Driver:
                 self._ledger.validation(job, step, accuracy, seconds)
 
     def died(self, job: str, why: str) -> None:
-        self._view.line(f"{job}: its process ended ({why}); another goes on from the saved state")
+        self._give_back(job)
+        self._view.line(f"{job}: its process ended; another goes on from the saved state ({why})")
 
     def ended(self, job: str, status: Status, facts: dict[str, Any]) -> None:
+        self._give_back(job)
         with self._lock:
             self._view.end(job)
             if job.startswith(PREPARING):
@@ -222,6 +222,20 @@ class _Driver:
                 self._view.line(self._end_line(job))
             if time.monotonic() - self._last_page > PAGE_SECONDS:
                 self._write()
+
+    def _give_back(self, job: str) -> None:
+        """Take what the training workers of a trial hold, however it ended.
+
+        They are not the trial's own: Ray keeps their placement group until the whole job is over.
+        Ray Train has a cleaner, but it asks the dashboard's State API, which fails, without end and
+        without a word, where two Rays run on one machine (with 2.60).
+        """
+        from ray._raylet import PlacementGroupID
+        from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+        for group in self._view.take_groups(job):
+            with contextlib.suppress(Exception):  # gone, as it should be
+                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
     def _unit_ended(self, job: str, status: Status, facts: dict[str, Any]) -> None:
         outer = job.removeprefix(PREPARING)
@@ -491,20 +505,6 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
             found += _differences(before.get(key), now.get(key), inner)
         return found
     return [] if before == now else [f"{name} was {before!r}, is {now!r}"]
-
-
-def _check_dashboard() -> None:
-    """Ray Train asks the dashboard's State API, and waits for ever where there is none."""
-    import ray
-
-    node = getattr(ray._private.worker, "_global_node", None)
-    address = getattr(node, "webui_url", None)
-    if not address:
-        raise UserError(
-            "trials of several workers need Ray's dashboard, which gives back what stopped trials "
-            "held, and this cluster has none: start it with `ray start --head "
-            "--include-dashboard=true` and the package ray[default], or use scale.num_workers 1"
-        )
 
 
 @contextlib.contextmanager

@@ -191,7 +191,7 @@ def _job_of(trial: Any) -> str:
 def _why(trial: Any) -> str:
     """From the file that Tune keeps on the driver's node."""
     try:
-        return _last_line(Path(trial.error_file or "").read_text())
+        return _last_line(Path(trial.error_file or "").read_text()).partition(". ")[0][:300]
     except OSError:
         return "its process ended"
 
