@@ -54,7 +54,7 @@ def smoke() -> Sweep:
 
     kdfm sweep smoke
 
-    Cost: not measured
+    Cost: 2 minutes on 2 CPU cores (131 s)
     Result: none: too few updates to say anything
     """
     base = Config(
@@ -138,8 +138,8 @@ def thresholds_cpu() -> Sweep:
 
     kdfm sweep thresholds_cpu
 
-    Cost: not measured
-    Result: not measured
+    Cost: 13 minutes on 2 CPU cores beside other work, outer networks and 3 cells reused
+    Result: no pair differs from (0.80, 0.95) by more than its interval; best mean (0.5, 0.8)
     """
     return Sweep(
         name="thresholds_cpu",
@@ -173,8 +173,8 @@ def clusterers_cpu() -> Sweep:
 
     kdfm sweep clusterers_cpu
 
-    Cost: not measured
-    Result: not measured
+    Cost: 13 minutes on 2 CPU cores beside other work, outer networks and 6 cells reused
+    Result: best mean gmm, 69.94; none differs from no filter but dbscan, 0.80 points below
     """
     return Sweep(
         name="clusterers_cpu",
@@ -274,8 +274,8 @@ def ablation_cpu() -> Sweep:
 
     kdfm sweep ablation_cpu
 
-    Cost: not measured
-    Result: not measured
+    Cost: 8 minutes on 2 CPU cores beside other work (3 outer networks, 6 inner ones)
+    Result: the filter: -0.42 points of test accuracy [-1.31, +0.47] against none, seeds 0-2
     """
     return Sweep(
         name="ablation_cpu",
@@ -309,8 +309,8 @@ def noise_cpu() -> Sweep:
 
     kdfm sweep noise_cpu
 
-    Cost: not measured
-    Result: not measured
+    Cost: 21 minutes on 2 CPU cores beside other work, outer networks and 3 cells reused
+    Result: sce above ce in 11 of 12 pairs, by 0.5 points; gce 2 points below ce
     """
     return Sweep(
         name="noise_cpu",

@@ -1,22 +1,26 @@
-"""Trials of several workers on two CPUs, stopped and killed: nothing hangs, nothing is left.
+"""Sweeps that are disturbed: trials of several workers, stopped and killed on two CPUs; Ctrl-C.
 
 Ray's issue 54305: a trial that was stopped kept what its training workers held, and all others
 waited for ever.
 """
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 import kdfm_ray as kdfm
 from kdfm_ray import Asha, grid
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "ray"))
+SMALL = Path(__file__).parent.parent / "ray" / "small_sweep.py"
+sys.path.insert(0, str(SMALL.parent))
 from small_sweep import sweep_of
 
 pytestmark = [
@@ -99,3 +103,35 @@ def _command(process):
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+def test_ctrl_c_saves_the_trials_and_the_same_command_goes_on(tmp_path):
+    command = [
+        *(sys.executable, "-m", "kdfm_ray", "sweep", f"{SMALL}:thresholds"),
+        *("--grid", "select.tau_select=0.1", "--train.steps", "200", "--asha", "off"),
+        *("--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")),
+    ]
+    lines = tmp_path / "out" / "trials.jsonl"
+    with (tmp_path / "log.txt").open("w") as log:
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        while process.poll() is None:
+            if lines.is_file() and lines.read_text().count('"validation"') >= 3:
+                process.send_signal(signal.SIGINT)
+                break
+            time.sleep(0.1)
+        assert process.wait(timeout=120) == 130
+    text = (tmp_path / "log.txt").read_text()
+    assert "stopping: trials save their state" in text
+    assert "Traceback" not in text
+    subprocess.run(command, check=True, capture_output=True)
+    rows = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
+    assert [row["status"] for row in rows] == ["finished"] * 4
+    inner = [json.loads(p.read_text()) for p in (tmp_path / "store/inner").glob("*/*/record.json")]
+    assert len(inner) == 4
+    assert any(record["resumed"] for record in inner)  # from a state, not from nothing
