@@ -380,9 +380,6 @@ def _work(loop_config: dict[str, Any]) -> None:
         emit=loop_config["emit"] if rank == 0 else ignore,
         wish=_Wishes(board, rank),
     )
-    group = ray.util.get_current_placement_group()
-    if group is not None:  # for whoever has to give back what these workers hold
-        runtime.emit({"placement_group": group.id.hex()})
     store, config = Store(loop_config["store"]), loop_config["config"]
     number = ray.get(board.count_done.remote())
     while True:

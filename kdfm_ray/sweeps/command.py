@@ -32,7 +32,8 @@ def parse(arguments: list[str]) -> tuple[Flags, list[str]]:
     import tyro
 
     def text(help_text: str, metavar: str) -> Any:
-        return Annotated[str, tyro.conf.arg(help=help_text, metavar=metavar)]
+        hint = tyro.conf.arg(help=help_text, metavar=metavar, help_behavior_hint="")
+        return Annotated[str, hint]
 
     grids = tyro.conf.arg(help="FIELD=VALUE,VALUE,...: vary a config field; may be repeated")
     kinds: list[Any] = [
@@ -56,7 +57,8 @@ def parse(arguments: list[str]) -> tuple[Flags, list[str]]:
         args=arguments,
         prog="kdfm sweep NAME|PRESET",
         description="Run many pipelines that differ in a few settings. Every flag of `kdfm train` "
-        "changes the base config: --out is the folder of the sweep, --store that of artifacts.",
+        "changes the base config (`kdfm train --help`): --out is the folder of the sweep, --store "
+        "that of artifacts. --verbose lets Ray's own logs through.",
         return_unknown_args=True,
     )
     return Flags(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from kdfm_ray.config import Config, absolute_paths, content_hash
 from kdfm_ray.jobs.crew import notes_folder
 from kdfm_ray.jobs.interrupts import hear_interrupts, noting_interrupts
+from kdfm_ray.jobs.placement import remove_orphaned_groups
 from kdfm_ray.jobs.session import Session, open_session, quiet_libraries, start_beside_driver
 from kdfm_ray.jobs.shared import check_shared
 from kdfm_ray.report.facts import hardware, versions
@@ -134,7 +135,7 @@ class _Driver:
         self._trials: dict[str, Trial] = {}
         self._planned: dict[str, Planned] = {}
         self._failed: dict[str, str] = {}  # outer network -> why
-        self._started, self._last_page = time.monotonic(), 0.0
+        self._looked, self._last_page = 0.0, 0.0
         self._phase = ""
 
     def run(self, trials: Sequence[Trial]) -> None:
@@ -205,11 +206,9 @@ class _Driver:
                 self._ledger.validation(job, step, accuracy, seconds)
 
     def died(self, job: str, why: str) -> None:
-        self._give_back(job)
         self._view.line(f"{job}: its process ended; another goes on from the saved state ({why})")
 
     def ended(self, job: str, status: Status, facts: dict[str, Any]) -> None:
-        self._give_back(job)
         with self._lock:
             self._view.end(job)
             if job.startswith(PREPARING):
@@ -222,20 +221,6 @@ class _Driver:
                 self._view.line(self._end_line(job))
             if time.monotonic() - self._last_page > PAGE_SECONDS:
                 self._write()
-
-    def _give_back(self, job: str) -> None:
-        """Take what the training workers of a trial hold, however it ended.
-
-        They are not the trial's own: Ray keeps their placement group until the whole job is over.
-        Ray Train has a cleaner, but it asks the dashboard's State API, which fails, without end and
-        without a word, where two Rays run on one machine (with 2.60).
-        """
-        from ray._raylet import PlacementGroupID
-        from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-        for group in self._view.take_groups(job):
-            with contextlib.suppress(Exception):  # gone, as it should be
-                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
     def _unit_ended(self, job: str, status: Status, facts: dict[str, Any]) -> None:
         outer = job.removeprefix(PREPARING)
@@ -330,10 +315,7 @@ class _Driver:
             thread.start()
             while thread.is_alive():
                 thread.join(timeout=0.2)
-                self._note_now()
-                if time.monotonic() - self._last_page > 3 * PAGE_SECONDS:
-                    with self._lock:
-                        self._write()
+                self._look_after(nested=slots.nested)
                 if interrupt.is_set() and not over.is_set():
                     over.set()
                     ray.get(bell.ring.remote())
@@ -428,12 +410,20 @@ class _Driver:
             text = f"failed: {record.why.splitlines()[0] if record.why else ''}"
         return f"[{ended}/{len(self._trials)}] {values} seed={trial.seed}: {text}"
 
-    def _note_now(self) -> None:
-        path = self._path / NOW
+    def _look_after(self, *, nested: bool) -> None:
+        """What is due now and then while trials run."""
+        now = time.monotonic()
+        if now - self._looked < NOW_SECONDS:
+            return
+        self._looked = now
+        if nested:
+            remove_orphaned_groups()
         with contextlib.suppress(OSError):
-            if path.is_file() and time.time() - path.stat().st_mtime < NOW_SECONDS:
-                return
-            _write_json(path, {"phase": self._phase, "jobs": self._view.now, "time": time.time()})
+            where = {"phase": self._phase, "jobs": self._view.now, "time": time.time()}
+            _write_json(self._path / NOW, where)
+        if now - self._last_page > 3 * PAGE_SECONDS:
+            with self._lock:
+                self._write()
 
     def _write(self) -> tuple[list[dict[str, Any]], list[Setting], Savings]:
         rows = self.rows()

@@ -25,7 +25,6 @@ class SweepView:
         self._bars: dict[str, TaskID] = {}
         self._now: dict[str, dict[str, Any]] = {}
         self._told: set[str] = set()
-        self._groups: dict[str, set[str]] = {}
         self._last_line = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.description:<34}"),
@@ -48,11 +47,6 @@ class SweepView:
         """Where each running job is: ``stage``, ``step``, ``total``."""
         with self._lock:
             return {job: dict(where) for job, where in self._now.items()}
-
-    def take_groups(self, job: str) -> set[str]:
-        """Placement groups of the training workers that a job has started so far, once each."""
-        with self._lock:
-            return self._groups.pop(job, set())
 
     def line(self, text: str) -> None:
         """Print a line that stays."""
@@ -87,8 +81,6 @@ class SweepView:
         """An event of a pipeline; ``trial`` says whose."""
         with self._lock:
             job, stage = event.get("trial", ""), event.get("stage", "")
-            if "placement_group" in event:
-                self._groups.setdefault(job, set()).add(event["placement_group"])
             if "warning" in event:
                 self.once(f"warning: {TITLES.get(stage, stage)}: {event['warning']}")
             if "note" in event:

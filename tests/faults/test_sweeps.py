@@ -15,13 +15,12 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import small_sweep
 
 import kdfm_ray as kdfm
 from kdfm_ray import Asha, grid
 
-SMALL = Path(__file__).parent.parent / "ray" / "small_sweep.py"
-sys.path.insert(0, str(SMALL.parent))
-from small_sweep import sweep_of
+SMALL = Path(small_sweep.__file__)
 
 pytestmark = [
     pytest.mark.ray,
@@ -70,7 +69,7 @@ def test_stopped_and_killed_trials_of_two_workers_give_all_back(tmp_path, monkey
     ray.init(address="local", num_cpus=2, include_dashboard=True, **quiet)
     try:
         result = kdfm.sweep(
-            sweep_of(
+            small_sweep.sweep_of(
                 space={"inner.tau_inner": grid(0.5, 0.6, 0.7, 0.8, 0.95)}, seeds=(0,), asha=Asha()
             ),
             settings={"scale.num_workers": 2},

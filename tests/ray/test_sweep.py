@@ -36,14 +36,14 @@ def count(store, stage):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two CPUs, as on a small machine, with the dashboard that stopped trials need."""
+    """Two CPUs, as on a small machine."""
     from kdfm_ray.jobs import session as module
 
     module.prepare_environment(local=True)
     import ray
 
-    quiet = {"log_to_driver": False, "logging_level": "error"}
-    ray.init(address="local", num_cpus=2, include_dashboard=True, **quiet)
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    ray.init(address="local", num_cpus=2, **quiet)
     yield ray
     ray.shutdown()
 
