@@ -397,8 +397,8 @@ def fashion_asha() -> Sweep:
 
     kdfm sweep fashion_asha
 
-    Cost: not measured
-    Result: not measured
+    Cost: 23 minutes on 2 CPU cores beside other work (2 outer networks, 12 trials)
+    Result: 7 trials stopped; (0.5, ce), the one setting finished on both seeds: 71.90
     """
     base = _small(steps=600)
     return Sweep(

@@ -25,7 +25,7 @@ SHOWN_CURVES = 60
 MAP_VALUES = 12  # of a field in a heat map, at most
 COLORS = {"finished": "#1f6f8b", "stopped": "#c98a2b", "failed": "#b23a48", "running": "#8a8a8a"}
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto;
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto;
   padding: 0 1em; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -183,7 +183,7 @@ def _failures(rows: Sequence[dict[str, Any]]) -> str:
 def _best(settings: Sequence[Setting], fields: Sequence[str]) -> Figure:
     """Means with their intervals, a row a setting."""
     shown = list(settings[:12])[::-1]
-    figure, axes = _figure(height=0.8 + 0.36 * len(shown))
+    figure, axes = _figure(height=1.2 + 0.36 * len(shown))
     for row, setting in enumerate(shown):
         for name, color, shift in (
             ("val_accuracy", "#1f6f8b", 0.1),
@@ -201,6 +201,7 @@ def _best(settings: Sequence[Setting], fields: Sequence[str]) -> Figure:
                     label=name.replace("_", " ") if row == 0 else None,
                 )
     axes.set_yticks(range(len(shown)), [_label(setting, fields) for setting in shown])
+    axes.set_ylim(-0.7, len(shown) - 0.3)
     axes.set_xlabel("accuracy, % (mean and 95 % interval over seeds)")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="best", fontsize=8)

@@ -201,3 +201,31 @@ def test_nothing_is_left_on_the_cluster(cluster, first):
     assert free["CPU"] == 2
     left = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
     assert not left
+
+
+def test_groups_of_dead_actors_are_removed_and_no_others(cluster):
+    from ray.util.placement_group import placement_group, placement_group_table
+
+    from kdfm_ray.jobs.placement import remove_orphaned_groups
+
+    class Maker:
+        def make(self):
+            self.group = placement_group([{"CPU": 0.1}])
+            return self.group.id.hex()
+
+    mine = placement_group([{"CPU": 0.5}])
+    dead, alive = (cluster.remote(num_cpus=0)(Maker).remote() for _ in range(2))
+    orphan, kept = (cluster.get(maker.make.remote()) for maker in (dead, alive))
+    assert remove_orphaned_groups() == 0
+    cluster.kill(dead)
+    until = time.monotonic() + 20
+    while remove_orphaned_groups() == 0 and time.monotonic() < until:
+        time.sleep(0.2)
+    states = {name: group["state"] for name, group in placement_group_table().items()}
+    assert states[orphan] == "REMOVED"
+    assert states[kept] != "REMOVED"
+    assert states[mine.id.hex()] != "REMOVED"
+    cluster.kill(alive)
+    cluster.util.remove_placement_group(mine)
+    while remove_orphaned_groups() == 0 and time.monotonic() < until:
+        time.sleep(0.2)
