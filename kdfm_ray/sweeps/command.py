@@ -91,9 +91,10 @@ def build(
 
     config = found.base if isinstance(found, Sweep) else found
     values = default_values() if config is None else config.model_dump(mode="json")
+    before = values["seed"]
     problems = parse_flags(arguments, values)
     config = parse_config(values, problems + find_problems(values))
-    if isinstance(found, Sweep) and config.seed != found.base.seed:
+    if config.seed != before:
         raise UserError(f"a sweep has several seeds: use --seeds {config.seed}, not --seed")
     out, config = config.out, config.model_copy(update={"out": None})
     changes: dict[str, Any] = {"base": config}

@@ -22,6 +22,7 @@ from kdfm_ray.types import UserError
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
 TRIALS = "trials.jsonl"
+KEPT = "suggestions.json"  # of Optuna
 
 
 @dataclass

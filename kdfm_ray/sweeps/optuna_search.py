@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdfm_ray.sweeps.ledger import KEPT
 from kdfm_ray.sweeps.space import Choice, Dimension, LogUniform, Sweep, Uniform
 from kdfm_ray.types import UserError
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 ROUND = 4  # settings at once
-KEPT = "suggestions.json"
 
 
 def check_optuna() -> None:

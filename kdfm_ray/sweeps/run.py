@@ -26,7 +26,7 @@ from kdfm_ray.jobs.session import Session, open_session, quiet_libraries, start_
 from kdfm_ray.jobs.shared import check_shared
 from kdfm_ray.report.facts import hardware, versions
 from kdfm_ray.store import Store, default_root
-from kdfm_ray.sweeps.ledger import ENDED, Cells, Ledger, Status, take_cells
+from kdfm_ray.sweeps.ledger import ENDED, KEPT, TRIALS, Cells, Ledger, Status, take_cells
 from kdfm_ray.sweeps.page import write_page
 from kdfm_ray.sweeps.plan import Planned, Work, missing_work, plan_trials
 from kdfm_ray.sweeps.results import Setting, summarize, trial_rows, write_tables
@@ -155,7 +155,7 @@ class _Driver:
         slots = self._slots(len(todo))
         work = missing_work(planned, self._store, self._session, slots)
         self._note_sweep()  # not before: a mistake that is found so far leaves the folder free
-        self._say_work(work, slots, len(units))
+        self._say_work(work, slots, len(units), len(todo))
         self._phase = "outer networks, labels and trusted subsets"
         for wave in _waves(list(units.values())):
             self._run_jobs([self._unit_job(unit) for unit in wave])
@@ -372,7 +372,7 @@ class _Driver:
                 "trials with the same data and seed go on"
             )
 
-    def _say_work(self, work: Work, slots: Slots, units: int) -> None:
+    def _say_work(self, work: Work, slots: Slots, units: int, todo: int) -> None:
         names = {"baseline": "labeled-only", "outer": "outer", "inner": "inner"}
         parts = [
             f"{work.missing[role]} {name}"
@@ -380,7 +380,7 @@ class _Driver:
             for role, name in names.items()
             if work.needed[role]
         ]
-        apart = len(self._trials) * (2 + bool(work.needed["baseline"]))
+        apart = todo * (2 + bool(work.needed["baseline"]))
         self._view.line(
             f"networks to train: {', '.join(parts)} (trials that share nothing: {apart}); "
             f"{work.updates:,} updates; {slots}"
@@ -417,12 +417,13 @@ class _Driver:
             return
         self._looked = now
         if nested:
-            remove_orphaned_groups()
+            with contextlib.suppress(Exception):  # a cluster that is busy: next time
+                remove_orphaned_groups()
         with contextlib.suppress(OSError):
             where = {"phase": self._phase, "jobs": self._view.now, "time": time.time()}
             _write_json(self._path / NOW, where)
         if now - self._last_page > 3 * PAGE_SECONDS:
-            with self._lock:
+            with self._lock, contextlib.suppress(OSError):
                 self._write()
 
     def _write(self) -> tuple[list[dict[str, Any]], list[Setting], Savings]:
@@ -474,7 +475,9 @@ def _check_folder(path: Path, sweep: Sweep) -> None:
     saved = path / SWEEP
     if not saved.is_file():
         others = [file.name for file in path.iterdir()] if path.is_dir() else []
-        if path.is_file() or [name for name in others if name != LOCK]:
+        # Of a try that ended before it was planned.
+        ours = (LOCK, TRIALS, KEPT)
+        if path.is_file() or [name for name in others if name not in ours]:
             raise UserError(f"{path} holds other files and no sweep: give a new folder with --out")
         return
     before, now = json.loads(saved.read_text())["sweep"], sweep.same_as()

@@ -142,6 +142,7 @@ class _Relay(_Unkept, tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.running.add(_job_of(trial))
+        self.over.discard(_job_of(trial))
         self._tell(self._listener.started, _job_of(trial))
 
     def on_trial_result(
@@ -161,10 +162,12 @@ class _Relay(_Unkept, tune.Callback):
             self._end(job, "stopped", {})
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.running.discard(_job_of(trial))  # until another process takes it
         self._tell(self._listener.died, _job_of(trial), _why(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(_job_of(trial), "failed", {"why": _why(trial)})
+        if _job_of(trial) not in self.over:  # it may have finished before its process died
+            self._end(_job_of(trial), "failed", {"why": _why(trial)})
 
 
 class _StopAll(_Unkept, tune.Stopper):

@@ -37,6 +37,7 @@ def undisturbed(tmp_path_factory):
     return outcome(folder)
 
 
+@pytest.mark.soak
 def test_a_killed_training_worker_is_started_again_and_goes_on(tmp_path, undisturbed):
     with Disturbed(tmp_path) as run:
         run.wait_for_state("outer")
@@ -75,6 +76,7 @@ def test_one_process_killed_in_two_stages_of_one_run(tmp_path, undisturbed):
     assert_same(outcome(tmp_path), undisturbed)
 
 
+@pytest.mark.soak
 def test_two_runs_at_once_compute_each_stage_once(tmp_path, undisturbed):
     """The same command twice with one store: one of them computes, the other waits and reads."""
     folders = [tmp_path / "a", tmp_path / "b"]
