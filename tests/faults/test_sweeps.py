@@ -19,6 +19,7 @@ import small_sweep
 
 import kdfm_ray as kdfm
 from kdfm_ray import Asha, grid
+from kdfm_ray.sweeps.ledger import Ledger
 
 SMALL = Path(small_sweep.__file__)
 
@@ -134,3 +135,43 @@ def test_ctrl_c_saves_the_trials_and_the_same_command_goes_on(tmp_path):
     inner = [json.loads(p.read_text()) for p in (tmp_path / "store/inner").glob("*/*/record.json")]
     assert len(inner) == 4
     assert any(record["resumed"] for record in inner)  # from a state, not from nothing
+
+
+def die_after(finished, folder):
+    """The sweep by command line SIGKILLed when so many trials are finished."""
+    command = [sys.executable, "-m", "kdfm_ray", "sweep", f"{SMALL}:thresholds"]
+    places = ["--out", str(folder / "out"), "--store", str(folder / "store")]
+    process = subprocess.Popen(
+        [*command, *places],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 240
+    lines = folder / "out" / "trials.jsonl"
+    while time.monotonic() < until and process.poll() is None:
+        text = lines.read_text() if lines.is_file() else ""
+        if text.count('"status": "finished"') >= finished:
+            break
+        time.sleep(0.1)
+    assert process.poll() is None, "it ended before it could be killed"
+    process.kill()
+    process.wait()
+
+
+def test_a_sweep_goes_on_where_its_driver_was_killed(tmp_path):
+    die_after(1, tmp_path)
+    cut = Ledger(tmp_path / "out").records
+    kept = [name for name, record in cut.items() if record.status == "finished"]
+    assert kept
+    result = kdfm.sweep(
+        small_sweep.thresholds(),
+        out=tmp_path / "out",
+        store=str(tmp_path / "store"),
+        progress=False,
+    )
+    rows = {row["trial_id"]: row for row in result.rows}
+    for name in kept:
+        assert rows[name]["status"] == "finished"
+        assert rows[name]["seconds"] == round(cut[name].seconds, 3)  # not run again
+    assert len([row for row in result.rows if row["status"] in ("finished", "stopped")]) == 4
+    assert len(list((tmp_path / "store/outer").iterdir())) == 2  # none was trained again
