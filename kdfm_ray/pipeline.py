@@ -113,11 +113,11 @@ def run(
             stages.select,
             *(() if until_trusted else (stages.train_inner, stages.evaluate)),
         ):
+            if stop is not None and stop():
+                raise Stopped("stopped between two stages; the same command goes on")
             stage()
             if interrupted.is_set():  # and swallowed by some library
                 raise KeyboardInterrupt
-            if stop is not None and stop():
-                raise Stopped("stopped between two stages; the same command goes on")
     return Finished(
         config=stages.config,
         plan=stages.plan,

@@ -53,13 +53,13 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         _check_same_start(self.path, begun or {})
         # The config first: a folder without one holds no run.
-        _replace(self.path / "config.yaml", self._config.to_yaml())
-        _replace(self.path / BEGUN, json.dumps(begun or {}, indent=1) + "\n")
+        write_whole(self.path / "config.yaml", self._config.to_yaml())
+        write_whole(self.path / BEGUN, json.dumps(begun or {}, indent=1) + "\n")
         roles = ("baseline", "outer") if self.note else ROLES  # the inner network is another then
         lines = [line for line in _read_lines(self.path) if line["stage"] in roles]
         with self._lock:
             text = "".join(json.dumps(line) + "\n" for line in lines)
-            _replace(self.path / "metrics.jsonl", text)
+            write_whole(self.path / "metrics.jsonl", text)
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
             for line in lines:
                 self._plot(line)
@@ -101,7 +101,7 @@ class RunFolder:
         """Copy the split and the inner network here, and write the report last."""
         networks = [artifacts[role] for role in ROLES if role in artifacts]
         lines = "".join((network.path / "metrics.jsonl").read_text() for network in networks)
-        _replace(self.path / "metrics.jsonl", lines)  # in order, whatever was seen live
+        write_whole(self.path / "metrics.jsonl", lines)  # in order, whatever was seen live
         shutil.copyfile(artifacts["split"].path / "split.npz", self.path / "split.npz")
         for name in ("model.safetensors", "model.json"):
             shutil.copyfile(artifacts["inner"].path / name, self.path / name)
@@ -115,7 +115,7 @@ class RunFolder:
                 },
             },
         )
-        _replace(self.path / "report.json", json.dumps(report, indent=1) + "\n")
+        write_whole(self.path / "report.json", json.dumps(report, indent=1) + "\n")
         self.close()
 
     def close(self) -> None:
@@ -231,10 +231,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _add_to_json(path: Path, values: dict[str, Any]) -> None:
-    _replace(path, json.dumps(json.loads(path.read_text()) | values, indent=1) + "\n")
+    write_whole(path, json.dumps(json.loads(path.read_text()) | values, indent=1) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdfm_ray.report.run_folder import write_whole
 from kdfm_ray.sweeps.ledger import KEPT
 from kdfm_ray.sweeps.space import Choice, Dimension, LogUniform, Sweep, Uniform
 from kdfm_ray.types import UserError
@@ -79,10 +80,7 @@ class Suggestions:
                 )
         asked = [study.ask(self._space).params for _ in range(min(ROUND, max(0, left)))]
         self._rounds.append(asked)
-        text = json.dumps(self._rounds)
-        temporary = self._path.with_name(f".{self._path.name}")
-        temporary.write_text(text)
-        temporary.replace(self._path)
+        write_whole(self._path, json.dumps(self._rounds))
         self._given += asked
         return asked
 

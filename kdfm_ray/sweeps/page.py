@@ -5,13 +5,13 @@ from __future__ import annotations
 import html
 import io
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdfm_ray.report.run_folder import write_whole
 from kdfm_ray.sweeps.results import METHODS, Setting, Spread
 from kdfm_ray.sweeps.space import Sweep
 
@@ -101,9 +101,7 @@ def write_page(
         f"<title>Sweep {_text(sweep.name)}</title><style>{STYLE}</style></head>"
         f"<body>{''.join(parts)}</body></html>\n"
     )
-    temporary = folder / f".{PAGE}.{os.getpid()}"
-    temporary.write_text(text)
-    temporary.replace(folder / PAGE)
+    write_whole(folder / PAGE, text)
 
 
 def _base(sweep: Sweep) -> str:

@@ -25,6 +25,8 @@ from kdfm_ray.jobs.placement import remove_orphaned_groups
 from kdfm_ray.jobs.session import Session, open_session, quiet_libraries, start_beside_driver
 from kdfm_ray.jobs.shared import check_shared
 from kdfm_ray.report.facts import hardware, versions
+from kdfm_ray.report.run_folder import write_whole
+from kdfm_ray.report.table import percent
 from kdfm_ray.store import Store, default_root
 from kdfm_ray.sweeps.ledger import ENDED, KEPT, TRIALS, Cells, Ledger, Status, take_cells
 from kdfm_ray.sweeps.page import write_page
@@ -465,11 +467,6 @@ def _waves(units: list[list[Planned]]) -> list[list[list[Planned]]]:
     return [wave for wave in (first, rest) if wave]
 
 
-def percent(value: float | None) -> str:
-    """A fraction as a percentage, or a dash."""
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
 def _check_folder(path: Path, sweep: Sweep) -> None:
     """The folder is new, or holds this very sweep."""
     saved = path / SWEEP
@@ -518,6 +515,4 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(value, indent=1) + "\n")

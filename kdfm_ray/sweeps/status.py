@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from kdfm_ray.report.table import percent
 from kdfm_ray.sweeps.ledger import TRIALS
 from kdfm_ray.sweeps.page import PAGE
-from kdfm_ray.sweeps.run import LOCK, NOW, SWEEP, SweepResult, percent
+from kdfm_ray.sweeps.run import LOCK, NOW, SWEEP, SweepResult
 from kdfm_ray.sweeps.savings import describe
 from kdfm_ray.sweeps.view import describe_now
 from kdfm_ray.types import UserError

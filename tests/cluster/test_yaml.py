@@ -7,6 +7,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = [ROOT / "cluster.yaml", *sorted((ROOT / "experiments" / "cluster").glob("*.yaml"))]
+CLOUDS = [path for path in FILES if path.name != "local.yaml"]  # nodes come and go
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -74,11 +75,9 @@ def test_it_installs_the_project_with_its_pinned_versions(path):
     assert {".git/**", ".venv/**", "runs/**"} <= excluded
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", CLOUDS, ids=lambda path: path.name)
 def test_the_head_computes_nothing_and_workers_come_when_asked_for(path):
-    types = load(path).get("available_node_types")
-    if types is None:
-        pytest.skip("machines of one's own")
+    types = load(path)["available_node_types"]
     assert types["head"]["resources"] == {"CPU": 0}
     workers = [kind for name, kind in types.items() if name != "head"]
     assert all(kind["min_workers"] == 0 for kind in workers)
