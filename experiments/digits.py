@@ -24,7 +24,6 @@ def digits() -> Config:
             batch_size=16,
             eval_every=110,
             log_every=5,
-            precision="bf16",
             memory_format="channels_last",
             compile="off",
         ),

@@ -17,7 +17,7 @@ def _fashion_mnist(num_labels: int) -> Config:
         train=TrainConfig(
             steps=1500,
             batch_size=32,
-            precision="bf16",
+            precision="fp32",
             memory_format="channels_last",
             compile="off",
         ),

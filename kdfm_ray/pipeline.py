@@ -217,8 +217,23 @@ class _Stages:
 
     def _numerics(self) -> Numerics:
         """Pinned by the config; or as this run was begun; or by measurement."""
-        from kdfm_ray.jobs.numerics import measured_numerics
+        from kdfm_ray.jobs.numerics import emulates_bf16, measured_numerics
 
+        known = self._known_numerics()
+        if known is not None:
+            if known.precision == "bf16" and emulates_bf16(self.session):
+                text = (
+                    "precision bf16 has no arithmetic of its own on this machine, and is about 10 "
+                    "times slower than fp32: use train.precision auto or fp32"
+                )
+                self.emit({"stage": "data", "warning": text})
+            return known
+        choice, record = measured_numerics(self.session, self.store, self.config, self.prepared)
+        how = "remembered from an earlier measurement" if record["reused"] else "measured"
+        self.how_numerics = {"choice": str(choice), "how": how, "measured": record["measured"]}
+        return choice
+
+    def _known_numerics(self) -> Numerics | None:
         choices = allowed_numerics(self.config.train)
         if len(choices) == 1:
             self.how_numerics = {"choice": str(choices[0]), "how": "set by the configuration"}
@@ -231,10 +246,7 @@ class _Stages:
             if self._is_begun(self._plan_with(choice)):
                 self.how_numerics = {"choice": str(choice), "how": "as this run was begun"}
                 return choice
-        choice, record = measured_numerics(self.session, self.store, self.config, self.prepared)
-        how = "remembered from an earlier measurement" if record["reused"] else "measured"
-        self.how_numerics = {"choice": str(choice), "how": how, "measured": record["measured"]}
-        return choice
+        return None
 
     def _is_begun(self, plan: Plan) -> bool:
         """Whether a network of that plan is there, finished or under way."""

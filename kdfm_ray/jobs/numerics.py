@@ -42,6 +42,19 @@ def measured_numerics(
     return Numerics(**record["choice"]), record
 
 
+def emulates_bf16(session: Session) -> bool:
+    """Whether bfloat16 has no arithmetic of its own where the session trains, and is slow there."""
+    return not session.call(_computes_bf16, session.use_gpu, gpu=session.use_gpu)
+
+
+def _computes_bf16(use_gpu: bool) -> bool:
+    import torch
+
+    from kdfm_ray.training.measure import computes_bf16
+
+    return computes_bf16(torch.device("cuda" if use_gpu else "cpu"))
+
+
 def _find_or_measure(
     store_root: str, config: Config, facts: dict[str, Any], use_gpu: bool, threads: int
 ) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Shape:
 def candidates(train: TrainConfig, device: torch.device) -> list[Numerics]:
     """What the config allows; bfloat16 of its own accord only where there is arithmetic for it."""
     allowed = allowed_numerics(train)
-    if train.precision == "auto" and not _computes_bf16(device):
+    if train.precision == "auto" and not computes_bf16(device):
         return [choice for choice in allowed if choice.precision == "fp32"]
     return allowed
 
@@ -162,7 +162,7 @@ def _trial(
     return update
 
 
-def _computes_bf16(device: torch.device) -> bool:
+def computes_bf16(device: torch.device) -> bool:
     """Whether the device has bfloat16 arithmetic of its own."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
