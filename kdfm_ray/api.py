@@ -235,7 +235,10 @@ def sweep(
     else:
         found = preset
     values = found.base.model_dump(mode="json")
+    own = {"seed": "seeds=", "out": "out=", "store": "store="}
     for name, value in (settings or {}).items():
+        if name in own:
+            raise UserError(f"settings: {name} is the sweep's own: give {own[name]}")
         _set(values, name, value)
     if store is not None:
         values["store"] = store

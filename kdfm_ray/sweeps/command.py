@@ -143,4 +143,10 @@ def _grid(text: str, value_of: Callable[[str, str], Any]) -> tuple[str, Grid]:
     name = name.replace("-", "_")
     if not equals or not values:
         raise UserError(f"--grid {text}: give FIELD=VALUE,VALUE,... as select.tau_select=0.7,0.8")
-    return name, Grid(values=tuple(value_of(name, each.strip()) for each in values.split(",")))
+    read = [value_of(name, each.strip()) for each in values.split(",")]
+    if any(isinstance(value, list | tuple) for value in read):
+        raise UserError(
+            f"--grid {name}: its values are lists, which a comma cannot part: write the sweep in "
+            "Python, as kdfm_ray.Sweep(space={...: grid((256, 128), (512,))})"
+        )
+    return name, Grid(values=tuple(read))

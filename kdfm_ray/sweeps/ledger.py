@@ -37,6 +37,7 @@ class Record:
         why: of a failed one.
         elsewhere: taken from a file of results, nothing was computed here.
         networks: role -> key of those that come before the inner one.
+        inner: key of the inner network; empty in folders of before it was noted.
     """
 
     status: Status = "waiting"
@@ -46,6 +47,7 @@ class Record:
     why: str = ""
     elsewhere: bool = False
     networks: dict[str, str] = field(default_factory=dict)
+    inner: str = ""
     earlier_seconds: float = 0.0  # of tries before this one
 
     @property
@@ -66,18 +68,21 @@ class Ledger:
         self.records: dict[str, Record] = {}
         for line in _read_lines(self._path):
             self._apply(line)
-        for record in self.records.values():
-            # Running when the driver died; or failed, and what was wrong may be mended.
-            if record.status in ("running", "failed"):
-                record.status, record.why = "waiting", ""
+
+    def begin(self) -> None:
+        """A driver takes over: what ran when the last one died, or failed, waits again."""
+        for trial, record in list(self.records.items()):
+            if record.status in ("running", "failed"):  # what was wrong may be mended
+                self.end(trial, "waiting")
 
     def of(self, trial: str) -> Record:
         """The record of a trial."""
         return self.records.setdefault(trial, Record())
 
-    def start(self, trial: str, networks: dict[str, str]) -> None:
+    def start(self, trial: str, networks: dict[str, str], inner: str) -> None:
         """A process has begun (or begun again) with the trial."""
-        self._note({"trial": trial, "event": "start", "networks": networks})
+        line = {"trial": trial, "event": "start", "networks": networks, "inner": inner}
+        self._note(line)
 
     def validation(self, trial: str, step: int, accuracy: float, seconds: float) -> None:
         """The trial reported; a trial that is resumed reports old ones anew."""
@@ -96,8 +101,10 @@ class Ledger:
     def _apply(self, line: dict[str, Any]) -> None:
         record = self.of(line["trial"])
         if line["event"] == "start":
+            if record.inner not in ("", line.get("inner", "")):  # other images than in that try
+                record.curve, record.seconds = {}, 0.0
             record.status, record.earlier_seconds = "running", record.seconds
-            record.networks = line["networks"]
+            record.networks, record.inner = line["networks"], line.get("inner", "")
         elif line["event"] == "validation":
             record.curve[line["step"]] = line["val_accuracy"]
             record.seconds = record.earlier_seconds + line["seconds"]

@@ -53,23 +53,37 @@ class Work:
 
 
 def plan_trials(
-    trials: Sequence[Trial], store: Store, session: Session, emit: Emit
-) -> list[Planned]:
+    trials: Sequence[Trial], ended: Sequence[Trial], store: Store, session: Session, emit: Emit
+) -> tuple[list[Planned], list[Planned]]:
     """Keys of all stages of each trial; images that were never read are read now.
+
+    Args:
+        trials: to be run.
+        ended: run before; their keys follow where their images are those of ``trials``.
+        store: of artifacts.
+        session: what to compute on.
+        emit: takes events.
+
+    Returns:
+        All of ``trials``; and of ``ended`` and ``trials`` those that ``ended`` names and whose
+        keys are known.
 
     Raises:
         UserError: anything about the data or the networks that the user can mend.
     """
     known: dict[str, tuple[Plan, Prepared]] = {}
-    planned = []
+
+    def planned(trial: Trial) -> Planned:
+        plan, prepared = known[_kind(trial.config)]
+        own = make_plan(trial.config, prepared.dataset.key, prepared.split.key, plan.numerics)
+        return Planned(trial, own, prepared)
+
     for trial in trials:
         kind = _kind(trial.config)
         if kind not in known:
             known[kind] = plan_run(trial.config, store, session, emit)
-        plan, prepared = known[kind]
-        own = make_plan(trial.config, prepared.dataset.key, prepared.split.key, plan.numerics)
-        planned.append(Planned(trial, own, prepared))
-    return planned
+    again = [trial for trial in ended if _kind(trial.config) in known]
+    return [planned(trial) for trial in trials], [planned(trial) for trial in again]
 
 
 def missing_work(planned: Sequence[Planned], store: Store, session: Session, slots: Slots) -> Work:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 SWEEP, NOW, LOCK = "sweep.json", "now.json", ".lock"
 NOW_SECONDS = 2.0  # between notes of where things are, for `kdfm sweep --status`
 PAGE_SECONDS = 20.0  # between pages while trials run
+STOP_SECONDS = 60.0  # for trials to save their state after an error of the driver
 PREPARING = "outer-"  # begins the name of a job that is no trial
 
 
@@ -85,9 +86,10 @@ def run_sweep(
     sweep = sweep.model_copy(update={"base": absolute_paths(sweep.base)})
     path = (out or default_folder(sweep)).expanduser().resolve()
     if sweep.search == "optuna":
-        from kdfm_ray.sweeps.optuna_search import check_optuna
+        from kdfm_ray.sweeps.optuna_search import check_optuna, corners
 
         check_optuna()
+        make_trials(sweep, corners(sweep))
     else:
         trials = make_trials(sweep, sweep.settings())  # all mistakes before anything is written
     _check_folder(path, sweep)
@@ -105,8 +107,8 @@ def run_sweep(
                 from kdfm_ray.sweeps.optuna_search import Suggestions
 
                 suggestions = Suggestions(sweep, path)
-                while settings := suggestions.next_round(driver.rows()):
-                    driver.run(make_trials(sweep, settings, first=suggestions.first))
+                while trials := suggestions.next_round(driver.rows()):
+                    driver.run(trials)
             else:
                 driver.run(trials)
             if interrupted.is_set():
@@ -132,6 +134,7 @@ class _Driver:
         self._sweep, self._path, self._store = sweep, path, store
         self._session, self._view = session, view
         self._ledger = Ledger(path)
+        self._ledger.begin()
         self._cells = Cells(sweep.results, versions())
         self._lock = threading.RLock()
         self._trials: dict[str, Trial] = {}
@@ -151,10 +154,14 @@ class _Driver:
         if not todo:
             self._note_sweep()
             return
-        planned = plan_trials(todo, self._store, self._session, self._show_plan)
+        slots = self._slots(
+            len(todo)
+        )  # a trial that fits nowhere is refused before images are read
+        ended = [trial for trial in trials if self._was_run(trial.id)]
+        planned, same_kind = plan_trials(todo, ended, self._store, self._session, self._show_plan)
+        self._check_unchanged(same_kind)
         self._planned |= {each.trial.id: each for each in planned}
         units = self._units(planned)
-        slots = self._slots(len(todo))
         work = missing_work(planned, self._store, self._session, slots)
         self._note_sweep()  # not before: a mistake that is found so far leaves the folder free
         self._say_work(work, slots, len(units), len(todo))
@@ -171,6 +178,29 @@ class _Driver:
         self._phase = "inner networks"
         if jobs:
             self._run_jobs(jobs)
+
+    def _was_run(self, trial: str) -> bool:
+        record = self._ledger.of(trial)
+        return record.status in ENDED and record.inner != ""
+
+    def _check_unchanged(self, planned: Sequence[Planned]) -> None:
+        """What ran before would give the same networks today.
+
+        Raises:
+            UserError: images, weights or the code of a stage changed since.
+        """
+        changed = [
+            each.trial.id
+            for each in planned
+            if self._ledger.of(each.trial.id).inner != each.plan.inner
+        ]
+        if changed:
+            raise UserError(
+                f"{len(changed)} trials in {self._path} were run on other images, with other "
+                "pretrained weights, in another precision or by another version of kdfm_ray (the "
+                f"first: {changed[0]}): give another folder with --out, and networks that did not "
+                "change are reused"
+            )
 
     def _note_sweep(self) -> None:
         sweep = {"sweep": self._sweep.same_as(), "store": self._store.root}
@@ -200,7 +230,8 @@ class _Driver:
             if job in self._trials:
                 plan = self._planned[job].plan
                 networks = {"baseline": plan.baseline, "outer": plan.outer}
-                self._ledger.start(job, {role: key for role, key in networks.items() if key})
+                before = {role: key for role, key in networks.items() if key}
+                self._ledger.start(job, before, plan.inner)
 
     def reported(self, job: str, step: int, accuracy: float, seconds: float) -> None:
         with self._lock:
@@ -315,19 +346,27 @@ class _Driver:
         thread = threading.Thread(target=work, name="kdfm-tune", daemon=True)
         with hear_interrupts(on_first) as interrupt:
             thread.start()
-            while thread.is_alive():
-                thread.join(timeout=0.2)
-                self._look_after(nested=slots.nested)
-                if interrupt.is_set() and not over.is_set():
-                    over.set()
-                    ray.get(bell.ring.remote())
+            try:
+                while thread.is_alive():
+                    thread.join(timeout=0.2)
+                    self._look_after(nested=slots.nested)
+                    if interrupt.is_set() and not over.is_set():
+                        over.set()
+                        ray.get(bell.ring.remote())
+            except BaseException:  # of ours: end Tune before Ray, or it would start another one
+                over.set()
+                with contextlib.suppress(Exception):
+                    ray.get(bell.ring.remote(), timeout=10)
+                thread.join(timeout=STOP_SECONDS)
+                raise
         ray.kill(bell)
         with self._lock:
             self._write()
         if interrupt.is_set():
+            trouble = f" (while it stopped: {errors[0]})" if errors else ""
             raise Stopped(
                 f"stopped; what is finished or saved is kept, and the same command goes on from "
-                f"{self._path}"
+                f"{self._path}{trouble}"
             )
         if errors:
             raise errors[0]

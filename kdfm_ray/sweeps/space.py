@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,7 @@ class Sweep(Section):
     @model_validator(mode="after")
     def _makes_sense(self) -> Sweep:
         problems = [text for name in self.space for text in _problems_of(name)]
+        problems += [text for name, values in self.space.items() for text in _broken(name, values)]
         drawn = [name for name, values in self.space.items() if not isinstance(values, Grid)]
         if not self.space:
             problems.append("space is empty: name at least one config field and its values")
@@ -272,6 +274,8 @@ def make_trials(sweep: Sweep, settings: Sequence[dict[str, Any]], first: int = 0
                 problems += [line.strip(" -") for line in str(error).splitlines()[1:]]
     if sweep.asha is not None:
         problems += [text for trial in trials for text in _unranked(trial.config)]
+    if sweep.search == "optuna" and any(trial.config.data.num_val == 0 for trial in trials):
+        problems.append("optuna goes by validation accuracies, and data.num_val = 0: give some")
     if problems:
         lines = "\n".join(f"  - {text}" for text in dict.fromkeys(problems))
         raise UserError(f"the sweep {sweep.name} has trials that cannot be run:\n{lines}")
@@ -335,6 +339,23 @@ def _problems_of(name: str) -> list[str]:
         names = [f"{section}.{each}" if section else each for each in model.model_fields]
         return [f"space: {name} is no config field; allowed there: {', '.join(names)}"]
     return []
+
+
+def _broken(name: str, values: Dimension) -> list[str]:
+    """What is wrong with numbers drawn for a field of whole numbers."""
+    if not isinstance(values, Uniform | LogUniform):
+        return []
+    field: Any = Config
+    for part in name.split("."):
+        known = getattr(field, "model_fields", {}).get(part)
+        if known is None:
+            return []  # said elsewhere
+        field = known.annotation
+    if float in (field, *typing.get_args(field)):
+        return []
+    return [
+        f"space: {name} takes no fractions, which {values.kind} draws: use choice with its values"
+    ]
 
 
 def _draw(values: Dimension, rng: np.random.Generator) -> Any:

@@ -31,6 +31,11 @@ def print_status(folder: Path, console: Console) -> None:
         UserError: there is no sweep in the folder.
     """
     if not (folder / SWEEP).is_file():
+        if is_running(folder):
+            console.print(
+                f"a sweep in {folder} reads its images and plans its trials", markup=False
+            )
+            return
         raise UserError(
             f"no sweep in {folder}: give the folder of one, as `kdfm sweep --status runs/sweep-...`"
         )

@@ -23,6 +23,8 @@ from kdfm_ray.sweeps.slots import Slots
 from kdfm_ray.sweeps.trial import Job, run_job
 from kdfm_ray.types import Emit, RunFailed
 
+ERROR = "ERROR"  # Tune's status of a trial that it has given up
+
 
 class Listener(Protocol):
     """What is told of jobs, from Tune's thread; ids are those of ``Job``."""
@@ -54,6 +56,9 @@ def run_jobs(
 ) -> None:
     """Run all jobs and return when none is left, or when ``over`` is set and none runs any more.
 
+    Tune gives up a trial whose process dies while it is taken over from the trial before it; such
+    jobs are given to Tune once more.
+
     Args:
         jobs: what to do, in this order.
         slots: how many at once, on what.
@@ -66,9 +71,42 @@ def run_jobs(
         max_failures: times that a job whose process died is begun again.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    left = list(jobs)
+    for _ in range(max_failures + 1):
+        ended = _run_once(
+            left,
+            slots,
+            scheduler,
+            listener,
+            bell=bell,
+            over=over,
+            emit=emit,
+            storage=storage,
+            max_failures=max_failures,
+        )
+        left = [job for job in left if job.id not in ended]
+        if not left or over.is_set():
+            return
+    for job in left:
+        listener.ended(job.id, "failed", {"why": "its process died again and again at its start"})
+
+
+def _run_once(
+    jobs: Sequence[Job],
+    slots: Slots,
+    scheduler: GroupedScheduler,
+    listener: Listener,
+    *,
+    bell: Any,
+    over: threading.Event,
+    emit: Emit,
+    storage: str,
+    max_failures: int,
+) -> set[str]:
+    """Have Tune run the jobs; returns those that have ended, in whatever way."""
     name = f"sweep-{uuid.uuid4().hex[:8]}"
-    relay = _Relay(listener)
     search = BasicVariantGenerator(max_concurrent=slots.concurrent)
+    relay = _Relay(listener, search)
     function = tune.with_parameters(run_job, jobs=list(jobs), bell=bell, emit=emit)
     numbered = [{"number": number, "id": job.id} for number, job in enumerate(jobs)]
     tuner = tune.Tuner(
@@ -104,9 +142,7 @@ def run_jobs(
         with contextlib.suppress(Exception):
             files, folder = fsspec.url_to_fs(f"{storage}/{name}")
             files.rm(folder, recursive=True)
-    for job in jobs:
-        if job.id not in relay.over and not over.is_set():
-            listener.ended(job.id, "failed", {"why": "Ray Tune gave it up without a reason"})
+    return relay.over
 
 
 class _Unkept:
@@ -122,8 +158,9 @@ class _Unkept:
 class _Relay(_Unkept, tune.Callback):
     """Tells the listener of jobs in its words."""
 
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    def __init__(self, listener: Listener, search: BasicVariantGenerator) -> None:
+        self._listener, self._search = listener, search
+        self._given_up: set[str] = set()
         self.running: set[str] = set()
         self.over: set[str] = set()
         self.trouble: Exception | None = None  # of the listener, as a full disk
@@ -166,8 +203,18 @@ class _Relay(_Unkept, tune.Callback):
         self._tell(self._listener.died, _job_of(trial), _why(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if _job_of(trial) not in self.over:  # it may have finished before its process died
+        # It may have finished before its process died, or not begun.
+        if _job_of(trial) in self.running:
             self._end(_job_of(trial), "failed", {"why": _why(trial)})
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        # Tune forgets to tell its own search of a trial that it gave up before its start, and
+        # would wait for the end of it before it begins another.
+        for trial in trials:
+            job = _job_of(trial)
+            if trial.status == ERROR and job not in self.over and job not in self._given_up:
+                self._given_up.add(job)
+                self._search.on_trial_complete(trial.trial_id, error=True)
 
 
 class _StopAll(_Unkept, tune.Stopper):

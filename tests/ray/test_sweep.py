@@ -137,6 +137,24 @@ def test_a_folder_with_another_sweep_is_refused(cluster, first):
     assert "space" in str(error.value)
 
 
+def test_a_sweep_is_not_finished_by_other_code(cluster, first, monkeypatch):
+    """Four trials failed and would be tried again, beside four that an older stage has made."""
+    from kdfm_ray import keys
+
+    folder, *_ = first
+    monkeypatch.setitem(keys.VERSIONS, "inner", keys.VERSIONS["inner"] + 1)
+    with pytest.raises(UserError, match=r"4 trials .* another version of kdfm_ray"):
+        kdfm.sweep(thresholds(), out=folder / "out", store=str(folder / "store"), progress=False)
+    rows = pq.read_table(folder / "out" / "trials.parquet").to_pylist()
+    assert sum(row["status"] == "finished" for row in rows) >= 2
+
+
+@pytest.mark.parametrize("name", ["seed", "out", "store"])
+def test_what_is_the_sweeps_own_is_no_setting(tmp_path, name):
+    with pytest.raises(UserError, match=f"{name} is the sweep's own"):
+        kdfm.sweep(thresholds(), settings={name: 1}, out=tmp_path / "out", progress=False)
+
+
 @pytest.mark.parametrize("workers", [3, 40])
 def test_trials_that_can_never_fit_are_refused_at_once(cluster, tmp_path, workers):
     with pytest.raises(UserError, match="the cluster has 2") as error:

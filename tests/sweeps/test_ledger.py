@@ -14,21 +14,24 @@ NETWORKS = {"outer": "abc"}
 
 def write_some(folder):
     ledger = Ledger(folder)
-    ledger.start("a", NETWORKS)
+    ledger.start("a", NETWORKS, "i")
     ledger.validation("a", 10, 0.5, 3.0)
     ledger.validation("a", 20, 0.6, 5.0)
     ledger.end("a", "finished", row={"val_accuracy": 0.6, "test_accuracy": 0.55}, seconds=6.0)
-    ledger.start("b", NETWORKS)
+    ledger.start("b", NETWORKS, "i")
     ledger.validation("b", 10, 0.4, 2.0)
     ledger.end("b", "stopped")
-    ledger.start("c", NETWORKS)
+    ledger.start("c", NETWORKS, "i")
     ledger.validation("c", 10, 0.3, 4.0)
     return ledger
 
 
 def test_it_is_read_back_and_what_ran_waits(tmp_path):
     write_some(tmp_path)
+    assert Ledger(tmp_path).of("c").status == "running"  # for whoever only looks
     again = Ledger(tmp_path)
+    again.begin()
+    assert Ledger(tmp_path).of("c").status == "waiting"
     a, b, c = (again.of(name) for name in "abc")
     assert (a.status, a.curve, a.seconds) == ("finished", {10: 0.5, 20: 0.6}, 6.0)
     assert a.row["test_accuracy"] == 0.55
@@ -39,22 +42,33 @@ def test_it_is_read_back_and_what_ran_waits(tmp_path):
 
 def test_failed_trials_are_tried_again(tmp_path):
     ledger = Ledger(tmp_path)
-    ledger.start("a", NETWORKS)
+    ledger.start("a", NETWORKS, "i")
     ledger.end("a", "failed", why="no room")
     assert ledger.of("a").status == "failed"
-    again = Ledger(tmp_path).of("a")
-    assert (again.status, again.why) == ("waiting", "")
+    again = Ledger(tmp_path)
+    assert again.of("a").status == "failed"
+    again.begin()
+    assert (again.of("a").status, again.of("a").why) == ("waiting", "")
 
 
 def test_seconds_of_all_tries_add_up(tmp_path):
     write_some(tmp_path)
     again = Ledger(tmp_path)
-    again.start("c", NETWORKS)
+    again.begin()
+    again.start("c", NETWORKS, "i")
     again.validation("c", 10, 0.3, 1.0)  # reported anew: goes on from a state before it
     again.validation("c", 20, 0.5, 2.5)
     again.end("c", "finished", row={}, seconds=3.0)
     assert again.of("c").seconds == 7.0
     assert Ledger(tmp_path).of("c").seconds == 7.0
+
+
+def test_what_was_learned_from_other_images_is_forgotten(tmp_path):
+    write_some(tmp_path)
+    again = Ledger(tmp_path)
+    again.begin()
+    again.start("c", NETWORKS, "of other images")
+    assert (again.of("c").curve, again.of("c").seconds) == ({}, 0.0)
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])
@@ -64,7 +78,7 @@ def test_a_last_line_that_was_cut_short_costs_that_line_alone(tmp_path, cut):
     path.write_bytes(path.read_bytes()[:-cut])
     ledger = Ledger(tmp_path)
     assert ledger.of("a").status == "finished"
-    ledger.start("d", NETWORKS)
+    ledger.start("d", NETWORKS, "i")
     again = Ledger(tmp_path)
     assert "d" in again.records
     assert again.of("b").status == "stopped"
@@ -82,7 +96,7 @@ def test_finished_cells_count_elsewhere_by_config_and_seed(tmp_path):
     there.mkdir()
     ledger, cells = Ledger(here), Cells(tmp_path / "r" / "cells.jsonl", {"torch": "2"})
     for trial in trials[:3]:
-        ledger.start(trial.id, NETWORKS)
+        ledger.start(trial.id, NETWORKS, "i")
         ledger.validation(trial.id, 10, 0.5, 1.0)
         ledger.end(trial.id, "finished", row={"val_accuracy": 0.5}, seconds=2.0)
         cells.add(trial, ledger.of(trial.id))

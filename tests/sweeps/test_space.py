@@ -85,6 +85,11 @@ def test_values_are_those_of_the_config_whatever_was_written():
         ({"space": {"select.tau_select": grid(0.5)}, "results": "r.jsonl"}, "other numerics"),
         ({"space": {"select.tau_select": grid(0.5)}, "asha": {"firts": 1}}, "did you mean 'first'"),
         ({"space": {"select.tau_select": grid(0.5)}, "nmae": 1}, "did you mean 'name'"),
+        (
+            {"space": {"train.steps": uniform(10, 20)}, "samples": 2},
+            "train.steps takes no fractions",
+        ),
+        ({"space": {"data.num_labels": loguniform(10, 20)}, "samples": 2}, "use choice"),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_refused(fields, told):
@@ -106,6 +111,14 @@ def test_trials_that_cannot_run_are_all_told_at_once():
     assert "resnot18" in text
     assert "train.steps = 0" in text
     assert text.count("resnot18") < 4  # each mistake once, not once a trial
+
+
+def test_optuna_without_validation_images_is_refused():
+    base = BASE.model_copy(update={"data": BASE.data.model_copy(update={"num_val": 0})})
+    space = {"select.tau_select": uniform(0.1, 0.9)}
+    sweep = sweep_of(base=base, space=space, search="optuna", samples=2)
+    with pytest.raises(UserError, match=r"data.num_val = 0"):
+        make_trials(sweep, [{"select.tau_select": 0.5}])
 
 
 @pytest.mark.parametrize("name", SWEEPS)
