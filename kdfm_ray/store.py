@@ -23,7 +23,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 
@@ -42,12 +42,16 @@ class Artifact:
         stage, key: where it belongs.
         locate: gives a local folder with its files; of a store behind a URI they are fetched then.
         read_record: gives the text of ``record.json`` alone.
+        names: of its files, as paths within it.
+        open: opens one of them to read bytes, without fetching the others.
     """
 
     stage: str
     key: str
     locate: Callable[[], Path]
     read_record: Callable[[], str]
+    names: tuple[str, ...]
+    open: Callable[[str], BinaryIO]
 
     @property
     def path(self) -> Path:
@@ -111,17 +115,27 @@ class Store:
                 f"{self.root}/{stage}/{key} was written by a newer kdfm_ray (format "
                 f"{manifest['format']}, this one reads {FORMAT}): upgrade, or use another store"
             )
+        names = tuple(manifest["files"])
         if self.remote:
-            record = f"{self._prefix}/{stage}/{key}/{manifest['attempt']}/record.json"
+            folder = f"{self._prefix}/{stage}/{key}/{manifest['attempt']}"
             return Artifact(
                 stage,
                 key,
                 locate=lambda: self._mirror(stage, key, manifest),
-                read_record=lambda: self._fs.cat_file(record).decode(),
+                read_record=lambda: self._fs.cat_file(f"{folder}/record.json").decode(),
+                names=names,
+                open=lambda name: self._fs.open(f"{folder}/{name}", "rb"),
             )
         path = Path(self.root, stage, key, manifest["attempt"])
         _check_files(path, manifest)
-        return Artifact(stage, key, lambda: path, (path / "record.json").read_text)
+        return Artifact(
+            stage,
+            key,
+            locate=lambda: path,
+            read_record=(path / "record.json").read_text,
+            names=names,
+            open=lambda name: (path / name).open("rb"),
+        )
 
     def get(self, stage: str, key: str) -> Artifact:
         """The complete artifact of a stage that has been done.

@@ -24,7 +24,8 @@ from kdfm_ray.bench.measuring import (
 )
 from kdfm_ray.bench.pictures import NUM_CLASSES, crops, training_data
 from kdfm_ray.config import LabelConfig
-from kdfm_ray.jobs.label import PARTS, Labeler, LabelTask, shards
+from kdfm_ray.jobs.label import Labeler, LabelTask, shards
+from kdfm_ray.jobs.label_files import PARTS
 from kdfm_ray.models.backbone import Network, save_network
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.store import Store

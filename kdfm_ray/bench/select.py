@@ -14,6 +14,7 @@ import tyro
 from kdfm_ray.bench.measuring import peak_memory_mb, pick_device, positive, where
 from kdfm_ray.config import SelectConfig
 from kdfm_ray.jobs.select import clusterer_options
+from kdfm_ray.trust.rows import ArrayRows
 from kdfm_ray.trust.select import select_trusted
 
 SPREAD = 1.0  # of a class around its center; centers are about 4 apart
@@ -52,8 +53,10 @@ class SelectBench:
         settings = SelectConfig()
         started = time.perf_counter()
         selection = select_trusted(
-            embeddings,
-            probs,
+            ArrayRows(embeddings),
+            probs.argmax(1),
+            probs.max(1),
+            num_classes=self.classes,
             tau=settings.tau_select,
             clusterer=self.clusterer,
             num_clusters=None,

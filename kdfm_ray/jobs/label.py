@@ -29,29 +29,16 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from kdfm_ray.data.split import Split
+from kdfm_ray.jobs.label_files import PARTS
 from kdfm_ray.jobs.prepare import Prepared, load_images
 from kdfm_ray.jobs.session import Session, quiet_libraries
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.store import Draft, Store
 from kdfm_ray.types import Emit, RunFailed
 
-PARTS = "parts"  # folder of the Parquet files in the artifact
 SHARD_IMAGES = 16_384  # at most in one file
 SHARDS = 16  # at least, where batches are small enough for it
 ONE_CLASS = 0.98  # share of all pseudo labels from which they say nothing
-
-
-@dataclass(frozen=True)
-class PseudoLabels:
-    """All rows of a labeling artifact, by ``index``.
-
-    Attributes:
-        probs: float32 ``[n, K]``.
-        embeddings: float32 ``[n, D]``.
-    """
-
-    probs: np.ndarray
-    embeddings: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -201,12 +188,12 @@ class Labeler:
             batch_size=self._task.batch_size,
             numerics=self._task.numerics,
         )
-        confidence, pseudo_label = probs.max(dim=1)
+        found = probs.numpy()
         columns = {
             "index": pa.array(index),
-            "pseudo_label": pa.array(pseudo_label.numpy()),
-            "confidence": pa.array(confidence.numpy()),
-            "probs": _lists(probs.numpy()),
+            "pseudo_label": pa.array(found.argmax(axis=1)),  # of equal ones the first
+            "confidence": pa.array(found.max(axis=1)),
+            "probs": _lists(found),
             "embedding": _lists(embeddings.numpy()),
         }
         return pa.table(columns)
@@ -298,18 +285,6 @@ def _lists(values: np.ndarray) -> pa.Array:
     """A float32 matrix as lists of numbers: any Parquet reader reads them."""
     flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-
-
-def read_labels(path: Path) -> PseudoLabels:
-    """Read an artifact back, in the order of ``index``."""
-    parts = [pq.read_table(file) for file in sorted((path / PARTS).glob("*.parquet"))]
-    table = pa.concat_tables(parts).sort_by("index")
-    return PseudoLabels(_matrix(table["probs"]), _matrix(table["embedding"]))
-
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    flat = np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])
-    return flat.reshape(len(column), -1)
 
 
 def _check_complete(draft: Draft, count: int, num_classes: int) -> list[int]:

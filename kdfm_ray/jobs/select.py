@@ -8,7 +8,7 @@ import numpy as np
 
 from kdfm_ray.config import Config, SelectConfig
 from kdfm_ray.data.split import Split
-from kdfm_ray.jobs.label import read_labels
+from kdfm_ray.jobs.label_files import LabelFiles
 from kdfm_ray.jobs.prepare import Prepared
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.store import Store
@@ -60,15 +60,19 @@ def _select(
     dataset, split_artifact = store.get("dataset", dataset_key), store.get("split", split_key)
     labels = store.get("labels", labels_key)
     split = Split.load(split_artifact.path / "split.npz")
-    true_label = np.load(dataset.path / "train_labels.npy")
-    pseudo = read_labels(labels.path)
+    with dataset.open("train_labels.npy") as file:
+        true_label = np.load(file)
+    rows = LabelFiles(labels)
+    predicted, confidence = rows.pseudo_labels()
     truth = true_label[split.unlabeled_index]
     labeled = np.flatnonzero(np.isin(split.unlabeled_index, split.labeled_index))
     settings = config.select
     try:
         selection = select_trusted(
-            pseudo.embeddings,
-            pseudo.probs,
+            rows,
+            predicted,
+            confidence,
+            num_classes=len(dataset.record()["classes"]),
             tau=settings.tau_select,
             clusterer=settings.clusterer,
             num_clusters=settings.num_clusters,

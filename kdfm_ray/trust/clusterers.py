@@ -1,6 +1,6 @@
 """One small interface to all clusterers: a name and settings in, a way to cluster any set out.
 
-Legend: n points of size d.
+Legend: n points of size d, p of them to be clustered.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 
 from kdfm_ray.trust.algorithms import FITS, MAX_POINTS, NOISE, Clustering, Task, options_of
+from kdfm_ray.trust.rows import Rows
 
 NAMES = (*FITS, "none")
-ASSIGN_BATCH = 65_536
 
 
 @dataclass(frozen=True)
@@ -75,34 +75,69 @@ def make_clusterer(name: str, task: Task, **options: Any) -> Clusterer | None:
 
 
 def fit_and_assign(
-    embeddings: Float[np.ndarray, "n d"], clusterer: Clusterer, *, sample_size: int, seed: int
+    rows: Rows,
+    kept: Int64[np.ndarray, " p"],
+    clusterer: Clusterer,
+    *,
+    sample_size: int,
+    seed: int,
 ) -> Clustering:
-    """Cluster a set of any size: scale, fit on a random sample, place the rest in batches.
+    """Cluster a set of any size: scale, fit on a random sample, place the rest piece by piece.
 
-    The sample holds ``sample_size`` points, or fewer where the clusterer takes fewer. Points of the
-    sample keep the cluster that the fit gave them.
+    The sample holds ``sample_size`` points, or fewer where the clusterer takes fewer; it and one
+    piece of the rows are all that is in memory. Points of the sample keep the cluster that the fit
+    gave them.
+
+    Args:
+        rows: of all points.
+        kept: positions of those to cluster, ascending; assignments are theirs.
+        clusterer: how.
+        sample_size: to fit on, at most.
+        seed: of the sample.
+
+    Raises:
+        ValueError: values that are not finite.
     """
-    n = len(embeddings)
+    n = len(kept)
     size = min(n, sample_size, clusterer.max_points or n)
     chosen = np.arange(n)
     if size < n:
         chosen = np.sort(np.random.default_rng(seed).choice(n, size, replace=False))
-    scaler = Scaler.fit(embeddings[chosen])
-    fitted = clusterer.fit(scaler(embeddings[chosen]))
-
-    def complete(part: Clustering) -> Clustering:
-        assignments = np.full(n, NOISE, np.int64)
+    sample = _finite(rows.take(kept[chosen]))
+    scaler = Scaler.fit(sample)
+    fitted = clusterer.fit(scaler(sample))
+    parts = [fitted, *([fitted.start] if fitted.start else [])]
+    placed = [np.full(n, NOISE, np.int64) for _ in parts]
+    for part, assignments in zip(parts, placed, strict=True):
         assignments[chosen] = part.assignments
-        rest = np.setdiff1d(np.arange(n), chosen, assume_unique=True)
-        for low in range(0, len(rest), ASSIGN_BATCH):
-            batch = rest[low : low + ASSIGN_BATCH]
-            assignments[batch] = part.assign_more(scaler(embeddings[batch]))
+    if size < n:
+        del sample
+        place = np.full(len(rows), -1)  # in ``kept``; -1 where nothing is to be placed
+        place[kept] = np.arange(n)
+        place[kept[chosen]] = -1
+        for index, embeddings in rows.parts():
+            wanted = place[index] >= 0
+            if wanted.any():
+                batch, where = scaler(_finite(embeddings[wanted])), place[index[wanted]]
+                for part, assignments in zip(parts, placed, strict=True):
+                    assignments[where] = part.assign_more(batch)
+
+    def complete(part: Clustering, assignments: Int64[np.ndarray, " p"]) -> Clustering:
         return Clustering(
             assignments,
             part.num_clusters,
             lambda more: part.assign_more(scaler(more)),
             part.details | {"fitted_on": int(size)},
-            complete(part.start) if part.start else None,
+            complete(part.start, placed[1]) if part.start else None,
         )
 
-    return complete(fitted)
+    return complete(fitted, placed[0])
+
+
+def _finite(embeddings: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    if not np.isfinite(embeddings).all():
+        raise ValueError(
+            "the embeddings are not all finite numbers: the outer network has diverged; train it "
+            "with a lower learning rate"
+        )
+    return embeddings

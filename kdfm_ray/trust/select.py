@@ -1,7 +1,7 @@
 """The trusted subset: pseudo labels that are confident and that the clusters agree with.
 
-    embeddings, probs  ->  confidence >= tau  ->  clusters of what is kept  ->  a class for each
-    cluster  ->  trusted where the class of the image's cluster is its predicted class
+    embeddings, pseudo labels  ->  confidence >= tau  ->  clusters of what is kept  ->  a class for
+    each cluster  ->  trusted where the class of the image's cluster is its predicted class
 
 Labeled images among the ``n`` are anchors: they are always clustered, whatever their confidence,
 and vote with their true class when clusters are matched to classes (that they skip the confidence
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 
 from kdfm_ray.trust.agreement import (
     adjusted_rand_index,
@@ -32,6 +32,7 @@ from kdfm_ray.trust.agreement import (
 from kdfm_ray.trust.algorithms import NOISE, Clustering, Task
 from kdfm_ray.trust.clusterers import fit_and_assign, make_clusterer
 from kdfm_ray.trust.figures import Images, cluster_warnings
+from kdfm_ray.trust.rows import Rows
 from kdfm_ray.types import UNKNOWN, Emit
 
 
@@ -64,9 +65,11 @@ class Selection:
 
 
 def select_trusted(
-    embeddings: Float[np.ndarray, "n d"],
-    probs: Float[np.ndarray, "n k"],
+    embeddings: Rows,
+    predicted: Int64[np.ndarray, " n"],
+    confidence: Float32[np.ndarray, " n"],
     *,
+    num_classes: int,
     tau: float,
     clusterer: str,
     num_clusters: int | None,
@@ -86,8 +89,10 @@ def select_trusted(
     """Choose the images whose pseudo label can be trusted.
 
     Args:
-        embeddings: of the outer network.
-        probs: its class probabilities; compared with ``tau`` in float32.
+        embeddings: of the outer network; a sample of them, and a piece at a time, are read.
+        predicted: its most likely classes.
+        confidence: their probabilities, compared with ``tau`` in float32.
+        num_classes: K.
         tau: ``tau_select``, the least confidence (``>=``).
         clusterer: a name of ``clusterers.NAMES``; ``none`` trusts confidence alone.
         num_clusters: ``None`` for as many as classes.
@@ -111,23 +116,22 @@ def select_trusted(
         ValueError: unknown clusterer or option, values that are not finite.
     """
     started = time.perf_counter()
-    num_classes = probs.shape[1]
     num_clusters = num_clusters or num_classes
     task = Task(num_clusters, seed, gpu, device, emit)
     tool = make_clusterer(clusterer, task, **(options or {}))
-    images = _look_at(embeddings, probs, labeled_index, truth)
+    images = _look_at(predicted, confidence, num_classes, labeled_index, truth)
     confident = images.confidence >= np.float32(tau)
     kept = np.flatnonzero(confident | ~images.unlabeled)
     _refuse_too_few(images, confident, tau, needed=num_clusters if tool else 1)
 
-    cluster = np.full(len(probs), NOISE, np.int64)
+    cluster = np.full(len(predicted), NOISE, np.int64)
     matching, agrees = _NO_CLUSTERS, confident
     seconds = {"cluster": 0.0}
     if tool:
-        vote, weight = images.predicted.copy(), np.ones(len(probs))
+        vote, weight = images.predicted.copy(), np.ones(len(predicted))
         vote[labeled_index], weight[labeled_index] = labeled_class, labeled_weight
         before = time.perf_counter()
-        clustering = fit_and_assign(embeddings[kept], tool, sample_size=sample_size, seed=seed)
+        clustering = fit_and_assign(embeddings, kept, tool, sample_size=sample_size, seed=seed)
         seconds = {"cluster": time.perf_counter() - before, **clustering.details.get("seconds", {})}
         matching = _match(clustering, vote[kept], weight[kept], num_classes, allowed_fall)
         cluster[kept] = matching.cluster
@@ -227,26 +231,22 @@ def _sizes(part: Clustering) -> Int64[np.ndarray, " c"]:
 
 
 def _look_at(
-    embeddings: Float[np.ndarray, "n d"],
-    probs: Float[np.ndarray, "n k"],
+    predicted: Int64[np.ndarray, " n"],
+    confidence: Float32[np.ndarray, " n"],
+    num_classes: int,
     labeled_index: Int64[np.ndarray, " m"],
     truth: Int64[np.ndarray, " n"] | None,
 ) -> Images:
-    for name, array in {"embeddings": embeddings, "probs": probs}.items():
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"the {name} are not all finite numbers: the outer network has diverged; train it "
-                "with a lower learning rate"
-            )
-    unlabeled = np.ones(len(probs), bool)
+    if not np.isfinite(confidence).all():
+        raise ValueError(
+            "the probabilities are not all finite numbers: the outer network has diverged; train "
+            "it with a lower learning rate"
+        )
+    unlabeled = np.ones(len(predicted), bool)
     unlabeled[labeled_index] = False
-    return Images(
-        predicted=probs.argmax(1).astype(np.int64),
-        confidence=probs.max(1).astype(np.float32),
-        unlabeled=unlabeled,
-        truth=np.full(len(probs), UNKNOWN, np.int64) if truth is None else truth,
-        num_classes=probs.shape[1],
-    )
+    if truth is None:
+        truth = np.full(len(predicted), UNKNOWN, np.int64)
+    return Images(predicted, confidence, unlabeled, truth, num_classes)
 
 
 def _refuse_too_few(

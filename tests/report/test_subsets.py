@@ -51,7 +51,7 @@ RECORDS = {
 
 def finished(stages):
     artifacts = {
-        stage: Artifact(stage, "k", lambda: None, lambda s=stage: json.dumps(RECORDS[s]))
+        stage: Artifact(stage, "k", lambda: None, lambda s=stage: json.dumps(RECORDS[s]), (), open)
         for stage in stages
     }
     plan = Plan("d", "s", "b", "o", "l", "t", "i", "e", Numerics())

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from kdfm_ray.trust import algorithms, clusterers, dec
+from kdfm_ray.trust import algorithms, dec
+from kdfm_ray.trust import rows as module
 from kdfm_ray.trust.clusterers import NAMES, Clusterer, Scaler, fit_and_assign, make_clusterer
+from kdfm_ray.trust.rows import ArrayRows
 
 DEC = {"update_interval": 20, "max_iter": 100, "kmeans_restarts": 2}
 
@@ -21,7 +23,7 @@ def run(name, x, k, *, sample_size=10**6, seed=0, **options):
     if name in ("dec", "idec"):
         options = DEC | options
     tool = make_clusterer(name, task(k, seed), **options)
-    return fit_and_assign(x, tool, sample_size=sample_size, seed=seed)
+    return fit_and_assign(ArrayRows(x), np.arange(len(x)), tool, sample_size=sample_size, seed=seed)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
@@ -45,7 +47,7 @@ def test_every_clusterer_finds_blobs_and_places_the_rest(blobs, name):
 
 
 def test_the_rest_is_placed_in_batches_and_only_the_sample_is_fitted(blobs, monkeypatch):
-    monkeypatch.setattr(clusterers, "ASSIGN_BATCH", 16)
+    monkeypatch.setattr(module, "PART", 25)
     x, _ = blobs([50, 50])
     seen = {"fitted": 0, "batches": []}
 
@@ -58,9 +60,13 @@ def test_the_rest_is_placed_in_batches_and_only_the_sample_is_fitted(blobs, monk
 
         return algorithms.Clustering(np.zeros(len(points), np.int64), 2, assign_more)
 
-    result = fit_and_assign(x, Clusterer("fake", fit, 40), sample_size=60, seed=0)
-    assert seen == {"fitted": 40, "batches": [16, 16, 16, 12]}
-    assert np.bincount(result.assignments).tolist() == [40, 60]  # the fit's own and the placed
+    kept = np.arange(0, 100, 2)
+    tool = Clusterer("fake", fit, 20)
+    result = fit_and_assign(ArrayRows(x), kept, tool, sample_size=30, seed=0)
+    assert seen["fitted"] == 20
+    assert len(seen["batches"]) == 4  # one for each piece, without what is not kept or was fitted
+    assert sum(seen["batches"]) == 30
+    assert np.bincount(result.assignments).tolist() == [20, 30]  # the fit's own and the placed
 
 
 def test_the_start_is_completed_too(blobs):

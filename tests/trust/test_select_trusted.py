@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kdfm_ray.trust import algorithms, dec
+from kdfm_ray.trust.rows import ArrayRows
 from kdfm_ray.trust.select import EmptyTrustedError, select_trusted
 
 NOTHING = np.empty(0, np.int64)
@@ -30,13 +31,6 @@ def say(monkeypatch):
     return install
 
 
-def probs_of(predicted, confidence, k=3):
-    """Rows whose greatest entry, ``confidence``, is at ``predicted``."""
-    probs = np.tile((1 - np.asarray(confidence, np.float32)[:, None]) / (k - 1), (1, k))
-    probs[np.arange(len(predicted)), predicted] = confidence
-    return probs.astype(np.float32)
-
-
 def select(predicted, confidence, *, k=3, labeled=(), truth=None, embeddings=None, **more):
     """``labeled``: pairs of position and true class."""
     n = len(predicted)
@@ -53,7 +47,9 @@ def select(predicted, confidence, *, k=3, labeled=(), truth=None, embeddings=Non
         "sample_size": 10**6,
         "seed": 0,
     }
-    return select_trusted(embeddings, probs_of(predicted, confidence, k), **(settings | more))
+    predicted, confidence = np.array(predicted, np.int64), np.array(confidence, np.float32)
+    rows = ArrayRows(embeddings)
+    return select_trusted(rows, predicted, confidence, num_classes=k, **(settings | more))
 
 
 def test_trusted_where_confident_and_the_clusters_class_is_the_predicted_one(say):
@@ -88,11 +84,6 @@ def test_a_tie_at_tau_is_kept_in_float32(say):
     below = np.nextafter(np.float32(0.8), np.float32(0))
     selection = select([0, 1, 2, 0], [0.8, 0.8, 0.9, below], tau=0.8)
     assert selection.trusted_index.tolist() == [0, 1, 2]
-
-
-def test_a_tie_of_classes_is_the_lowest():
-    selection = select([0, 1], [0.5, 0.5], k=2, tau=0.5, clusterer="none")
-    assert selection.trusted_label.tolist() == [0, 0]  # both rows are (0.5, 0.5)
 
 
 def test_noise_is_never_trusted(say):
@@ -207,16 +198,22 @@ def test_all_labeled():
         select([0, 1, 2], [0.9] * 3, labeled=[(0, 0), (1, 1), (2, 2)])
 
 
-@pytest.mark.parametrize("what", ["embeddings", "probs"])
-def test_values_that_are_not_finite(what):
-    arrays = {
-        "embeddings": np.zeros((4, 2), np.float32),
-        "probs": probs_of([0, 1, 2, 0], [0.9] * 4),
-    }
-    arrays[what][1, 1] = np.nan
+@pytest.mark.parametrize(
+    ("what", "size"), [("embeddings", 9), ("embeddings", 3), ("probabilities", 9)]
+)
+def test_values_that_are_not_finite(what, size):
+    embeddings, confidence = np.zeros((6, 2), np.float32), np.full(6, 0.9, np.float32)
+    if what == "embeddings":
+        embeddings[:, 1] = np.nan if size == 9 else np.arange(6)
+        embeddings[np.random.default_rng(0).permutation(6)[0], 1] = np.nan
+    else:
+        confidence[1] = np.nan
     with pytest.raises(ValueError, match=f"the {what} are not all finite"):
         select_trusted(
-            **arrays,
+            ArrayRows(embeddings),
+            np.array([0, 1, 2, 0, 1, 2]),
+            confidence,
+            num_classes=3,
             tau=0.8,
             clusterer="kmeans",
             num_clusters=None,
@@ -224,7 +221,7 @@ def test_values_that_are_not_finite(what):
             labeled_class=NOTHING,
             labeled_weight=1.0,
             truth=None,
-            sample_size=100,
+            sample_size=size,
             seed=0,
         )
 
