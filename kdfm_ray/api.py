@@ -25,7 +25,7 @@ class Run:
     """A finished run.
 
     Attributes:
-        path: the run folder.
+        path: the run folder; of one behind a URI the copy on this machine.
         report: the content of its ``report.json``.
     """
 
@@ -116,7 +116,7 @@ def train(
         unlabeled: folder of images without labels, any depth.
         test: folder like ``labeled``; without it the verdict is on validation.
         model: timm backbone or ``wrn_*``.
-        out: run folder.
+        out: run folder, or a URI.
         store: folder or URI of artifacts.
         seed: of everything random.
         settings: any other config field by its dotted name, as ``{"train.steps": 500}``.
@@ -160,32 +160,33 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
     from kdfm_ray.pipeline import run
     from kdfm_ray.report.data import SHOWN, make_report
     from kdfm_ray.report.live import LiveView
-    from kdfm_ray.report.run_folder import RunFolder, default_path
+    from kdfm_ray.report.place import default_place, folder_at
+    from kdfm_ray.report.run_folder import RunFolder
     from kdfm_ray.report.table import print_report
 
     config = absolute_paths(config)
-    path = config.out or default_path(name, config)
-    folder = RunFolder(path, config)
+    place = config.out or default_place("runs", f"{name}-{config.hash()[:8]}", config.store)
     console = Console(highlight=False, quiet=not progress)
+    with LiveView(console) as view, folder_at(place, view) as path:
+        folder = RunFolder(path, config)
 
-    def emit(event: Event) -> None:
-        if event.get("stage") == "data" and event.get("state") == "done":
-            folder.open(event["begun"])  # the data are good: from now on there is what to keep
-        trouble = folder.log(event)
-        if trouble is not None:
-            view({"note": f"warning: {trouble}"})
-        view(event)
+        def emit(event: Event) -> None:
+            if event.get("stage") == "data" and event.get("state") == "done":
+                folder.open(event["begun"])  # the data are good: from now on there is what to keep
+            trouble = folder.log(event)
+            if trouble is not None:
+                view({"note": f"warning: {trouble}"})
+            view(event)
 
-    with LiveView(console) as view:
         if folder.note:
             view({"note": folder.note})
         finished = run(config, emit, verbose=verbose, begun_with=folder.begun_with)
-    for role in SHOWN:
-        if role in finished.artifacts:
-            folder.complete(finished.artifacts[role])
-    report = make_report(finished)
-    folder.finish(finished.artifacts, report)
-    print_report(report, console, str(path))
+        for role in SHOWN:
+            if role in finished.artifacts:
+                folder.complete(finished.artifacts[role])
+        report = make_report(finished)
+        folder.finish(finished.artifacts, report)
+    print_report(report, console, place)
     return Run(path, report)
 
 
@@ -245,19 +246,22 @@ def sweep(
     base = parse_config(values, find_problems(values))
     checked = found.changed(base=base, **({} if seeds is None else {"seeds": tuple(seeds)}))
     console = Console(highlight=False, quiet=not progress)
-    return run_sweep(checked, None if out is None else Path(out), console, verbose=verbose)
+    return run_sweep(checked, None if out is None else str(out), console, verbose=verbose)
 
 
 def load(path: str | Path) -> Run:
-    """Open the folder of a finished run.
+    """Open the folder of a finished run; of a URI a copy is made here.
 
     Raises:
         UserError: there is no finished run in it.
     """
-    report = Path(path) / "report.json"
+    from kdfm_ray.report.place import read_folder
+
+    folder = read_folder(path)
+    report = folder / "report.json"
     if not report.is_file():
-        raise UserError(f"no finished run in {path}: {report} is missing; give a run folder")
-    return Run(Path(path), json.loads(report.read_text()))
+        raise UserError(f"no finished run in {path}: report.json is missing; give a run folder")
+    return Run(folder, json.loads(report.read_text()))
 
 
 def base_values(preset: str | None, config: Config | None) -> dict[str, Any]:

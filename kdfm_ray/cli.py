@@ -92,6 +92,7 @@ def _sweep(arguments: list[str]) -> None:
 
     from rich.console import Console
 
+    from kdfm_ray.report.place import is_uri
     from kdfm_ray.sweeps.command import build, parse
     from kdfm_ray.sweeps.run import default_folder, run_sweep
     from kdfm_ray.sweeps.status import print_end, print_status
@@ -107,10 +108,10 @@ def _sweep(arguments: list[str]) -> None:
             raise UserError(
                 "kdfm sweep --status takes the folder of a sweep, or its name before it"
             )
-        print_status(Path(rest[0]), console)
+        print_status(rest[0], console)
         return
-    if flags.status and Path(name).is_dir():
-        print_status(Path(name), console)
+    if flags.status and (Path(name).is_dir() or is_uri(name)):
+        print_status(name, console)
         return
     if not name and not rest:
         raise UserError("name a sweep: `kdfm presets` lists them, `kdfm sweep --help` the flags")

@@ -289,7 +289,10 @@ class Config(Section):
     """A whole run."""
 
     seed: int = Field(0, ge=0, description="of everything random but the split")
-    out: Path | None = Field(None, description="run folder; none: runs/NAME-HASH")
+    out: str | None = Field(
+        None,
+        description="run folder, or URI; none: runs/NAME-HASH, in a submitted job STORE/runs/...",
+    )
     store: str | None = Field(
         None, description="artifacts: folder or URI; none: $KDFM_STORE or ~/.cache/kdfm_ray"
     )
@@ -308,19 +311,24 @@ class Config(Section):
         "continue", description="after a warning of a stage: go on, or end there with its text"
     )
 
+    @field_validator("out", mode="before")
+    @classmethod
+    def _out_as_text(cls, out: Any) -> Any:
+        return str(out) if isinstance(out, Path) else out
+
     @field_validator("out")
     @classmethod
-    def _out_is_a_folder(cls, out: Path | None) -> Path | None:
-        if out is not None and out.expanduser().is_file():
+    def _out_is_a_folder(cls, out: str | None) -> str | None:
+        if out is not None and Path(out).expanduser().is_file():
             raise ValueError(f"{out} is a file; give a folder for the run")
         return out
 
-    @field_validator("store")
+    @field_validator("store", "out")
     @classmethod
-    def _store_holds_no_secret(cls, store: str | None) -> str | None:
-        if store is not None and holds_secret(store):
+    def _holds_no_secret(cls, place: str | None) -> str | None:
+        if place is not None and holds_secret(place):
             raise ValueError(SECRET_IN_URI)
-        return store
+        return place
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
@@ -401,11 +409,15 @@ def absolute_paths(config: Config) -> Config:
         pretrained = str(Path(pretrained).expanduser().resolve())
     return config.model_copy(
         update={
-            "out": absolute(config.out),
+            "out": config.out and _absolute_place(config.out),
             "data": config.data.model_copy(update=paths),
             "model": config.model.model_copy(update={"pretrained": pretrained}),
         }
     )
+
+
+def _absolute_place(place: str) -> str:
+    return place if "://" in place else str(Path(place).expanduser().resolve())
 
 
 def content_hash(value: Any) -> str:

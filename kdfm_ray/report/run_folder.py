@@ -144,11 +144,6 @@ def _line_key(line: dict[str, Any]) -> tuple[str, int, bool]:
     return line["stage"], line["step"], "val_accuracy" in line
 
 
-def default_path(name: str, config: Config) -> Path:
-    """``runs/NAME-HASH``: the same run has the same folder."""
-    return Path("runs") / f"{name}-{config.hash()[:8]}"
-
-
 def _check_same_run(path: Path, config: Config) -> str:
     saved = path / "config.yaml"
     if not saved.is_file():

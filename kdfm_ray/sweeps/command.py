@@ -73,7 +73,7 @@ def build(
     arguments: list[str],
     parse_flags: Callable[[list[str], dict[str, Any]], list[str]],
     value_of: Callable[[str, str], Any],
-) -> tuple[Sweep, Path | None]:
+) -> tuple[Sweep, str | None]:
     """The sweep that flags make of a named one, or of a preset; and its folder, if it is given.
 
     Args:

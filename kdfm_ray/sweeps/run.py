@@ -25,6 +25,7 @@ from kdfm_ray.jobs.placement import remove_orphaned_groups
 from kdfm_ray.jobs.session import Session, open_session, quiet_libraries, start_beside_driver
 from kdfm_ray.jobs.shared import check_shared
 from kdfm_ray.report.facts import hardware, versions
+from kdfm_ray.report.place import default_place, folder_at
 from kdfm_ray.report.run_folder import write_whole
 from kdfm_ray.report.table import percent
 from kdfm_ray.store import Store, default_root
@@ -55,26 +56,28 @@ class SweepResult:
     """A sweep that has ended.
 
     Attributes:
-        path: its folder.
+        path: its folder; of one behind a URI the copy on this machine.
+        place: the folder or URI, as it was given.
         rows: one a trial, as in ``trials.parquet``.
         settings: best first.
         savings: of sharing and stopping.
     """
 
     path: Path
+    place: str
     rows: list[dict[str, Any]]
     settings: list[Setting]
     savings: Savings
 
 
 def run_sweep(
-    sweep: Sweep, out: Path | None, console: Console, *, verbose: bool = False
+    sweep: Sweep, out: str | None, console: Console, *, verbose: bool = False
 ) -> SweepResult:
     """Run what is missing of a sweep.
 
     Args:
         sweep: what to run.
-        out: its folder; none: ``runs/sweep-NAME-HASH``.
+        out: its folder or URI; none: see ``default_folder``.
         console: where to write.
         verbose: let Ray's own logs through.
 
@@ -84,55 +87,63 @@ def run_sweep(
         Stopped: by Ctrl-C; running trials have saved their state.
     """
     sweep = sweep.model_copy(update={"base": absolute_paths(sweep.base)})
-    path = (out or default_folder(sweep)).expanduser().resolve()
+    place = out or default_folder(sweep)
     if sweep.search == "optuna":
         from kdfm_ray.sweeps.optuna_search import check_optuna, corners
 
         check_optuna()
         make_trials(sweep, corners(sweep))
+        trials = []
     else:
         trials = make_trials(sweep, sweep.settings())  # all mistakes before anything is written
-    _check_folder(path, sweep)
-    with _locked(path), SweepView(console) as view, noting_interrupts() as interrupted:
-        store = Store(sweep.base.store or default_root())
-        scale = sweep.base.scale.model_copy(
-            update={"num_workers": max(1, sweep.base.scale.num_workers)}
-        )
-        nested = sweep.base.scale.num_workers > 1
-        with open_session(scale, view, verbose=verbose, dashboard=nested) as session:
-            quiet_libraries(session)
-            check_shared(session, store)
-            driver = _Driver(sweep, path, store, session, view)
-            if sweep.search == "optuna":
-                from kdfm_ray.sweeps.optuna_search import Suggestions
-
-                suggestions = Suggestions(sweep, path)
-                while trials := suggestions.next_round(driver.rows()):
-                    driver.run(trials)
-            else:
-                driver.run(trials)
-            if interrupted.is_set():
-                raise KeyboardInterrupt
-        result = driver.finish()
+    with folder_at(place, lambda event: console.print(event["note"], markup=False)) as path:
+        _check_folder(path, sweep)
+        with _locked(path), SweepView(console) as view:
+            driver = _Driver(sweep, path, place, view)
+            _run_all(sweep, trials, driver, verbose=verbose)
+            result = driver.finish()
     if not any(row["status"] != "failed" for row in result.rows):
         raise RunFailed(f"every trial failed; the first one: {result.rows[0]['why']}")
     return result
 
 
-def default_folder(sweep: Sweep) -> Path:
-    """``runs/sweep-NAME-HASH``: the same sweep has the same folder."""
+def _run_all(sweep: Sweep, trials: list[Trial], driver: _Driver, *, verbose: bool) -> None:
+    """Run ``trials``, or what Optuna suggests."""
+    scale = sweep.base.scale
+    nested = scale.num_workers > 1
+    scale = scale.model_copy(update={"num_workers": max(1, scale.num_workers)})
+    with (
+        noting_interrupts() as interrupted,
+        open_session(scale, driver.view, verbose=verbose, dashboard=nested) as session,
+    ):
+        quiet_libraries(session)
+        driver.begin(session)
+        if sweep.search == "optuna":
+            from kdfm_ray.sweeps.optuna_search import Suggestions
+
+            suggestions = Suggestions(sweep, driver.path)
+            while trials := suggestions.next_round(driver.rows()):
+                driver.run(trials)
+        else:
+            driver.run(trials)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+
+
+def default_folder(sweep: Sweep) -> str:
+    """``runs/sweep-NAME-HASH``, or beside the artifacts: the same sweep has the same folder."""
     sweep = sweep.model_copy(update={"base": absolute_paths(sweep.base)})
-    return Path("runs") / f"sweep-{sweep.name}-{content_hash(sweep.same_as())[:8]}"
+    name = f"sweep-{sweep.name}-{content_hash(sweep.same_as())[:8]}"
+    return default_place("sweeps", name, sweep.base.store)
 
 
 class _Driver:
     """What is known of a sweep while it runs; is told of jobs from Tune's thread."""
 
-    def __init__(
-        self, sweep: Sweep, path: Path, store: Store, session: Session, view: SweepView
-    ) -> None:
-        self._sweep, self._path, self._store = sweep, path, store
-        self._session, self._view = session, view
+    def __init__(self, sweep: Sweep, path: Path, place: str, view: SweepView) -> None:
+        self._sweep, self.path, self._place, self.view = sweep, path, place, view
+        self._store = Store(sweep.base.store or default_root())
+        self._session: Session
         self._ledger = Ledger(path)
         self._ledger.begin()
         self._cells = Cells(sweep.results, versions())
@@ -143,6 +154,15 @@ class _Driver:
         self._looked, self._last_page = 0.0, 0.0
         self._phase = ""
 
+    def begin(self, session: Session) -> None:
+        """Take what there is to compute on.
+
+        Raises:
+            UserError: its nodes do not share the store.
+        """
+        check_shared(session, self._store)
+        self._session = session
+
     def run(self, trials: Sequence[Trial]) -> None:
         """Run those of the trials that have not ended yet, after the outer networks they need."""
         self._trials |= {trial.id: trial for trial in trials}
@@ -150,7 +170,7 @@ class _Driver:
         todo = [trial for trial in trials if self._ledger.of(trial.id).status not in ENDED]
         self._say_begun(trials, todo)
         if elsewhere:
-            self._view.line(f"{elsewhere} of them are in {self._sweep.results}")
+            self.view.line(f"{elsewhere} of them are in {self._sweep.results}")
         if not todo:
             self._note_sweep()
             return
@@ -196,7 +216,7 @@ class _Driver:
         ]
         if changed:
             raise UserError(
-                f"{len(changed)} trials in {self._path} were run on other images, with other "
+                f"{len(changed)} trials in {self.path} were run on other images, with other "
                 "pretrained weights, in another precision or by another version of kdfm_ray (the "
                 f"first: {changed[0]}): give another folder with --out, and networks that did not "
                 "change are reused"
@@ -204,7 +224,7 @@ class _Driver:
 
     def _note_sweep(self) -> None:
         sweep = {"sweep": self._sweep.same_as(), "store": self._store.root}
-        _write_json(self._path / SWEEP, sweep)
+        _write_json(self.path / SWEEP, sweep)
         with self._lock:
             self._write()
 
@@ -213,10 +233,10 @@ class _Driver:
         with self._lock:
             self._phase = "over"
             rows, settings, saved = self._write()
-            done = json.loads((self._path / SWEEP).read_text())
+            done = json.loads((self.path / SWEEP).read_text())
             done |= {"savings": to_json(saved), "versions": versions(), "hardware": hardware()}
-            _write_json(self._path / SWEEP, done)
-        return SweepResult(self._path, rows, settings, saved)
+            _write_json(self.path / SWEEP, done)
+        return SweepResult(self.path, self._place, rows, settings, saved)
 
     def rows(self) -> list[dict[str, Any]]:
         """The table of trials as it is now."""
@@ -226,7 +246,7 @@ class _Driver:
 
     def started(self, job: str) -> None:
         with self._lock:
-            self._view.begin(job)
+            self.view.begin(job)
             if job in self._trials:
                 plan = self._planned[job].plan
                 networks = {"baseline": plan.baseline, "outer": plan.outer}
@@ -239,11 +259,11 @@ class _Driver:
                 self._ledger.validation(job, step, accuracy, seconds)
 
     def died(self, job: str, why: str) -> None:
-        self._view.line(f"{job}: its process ended; another goes on from the saved state ({why})")
+        self.view.line(f"{job}: its process ended; another goes on from the saved state ({why})")
 
     def ended(self, job: str, status: Status, facts: dict[str, Any]) -> None:
         with self._lock:
-            self._view.end(job)
+            self.view.end(job)
             if job.startswith(PREPARING):
                 self._unit_ended(job, status, facts)
                 return
@@ -251,7 +271,7 @@ class _Driver:
             if status == "finished":
                 self._cells.add(self._trials[job], self._ledger.of(job))
             if status in ENDED:
-                self._view.line(self._end_line(job))
+                self.view.line(self._end_line(job))
             if time.monotonic() - self._last_page > PAGE_SECONDS:
                 self._write()
 
@@ -259,17 +279,17 @@ class _Driver:
         outer = job.removeprefix(PREPARING)
         found = self._store.find("outer", outer)
         if status == "failed":
-            self._view.line(f"outer network {outer}: {facts['why']}")
+            self.view.line(f"outer network {outer}: {facts['why']}")
             if found is None:
                 self._failed[outer] = facts["why"]
         if found is not None:
             self._failed.pop(outer, None)
         for text in facts.get("row", {}).get("warnings", ()):
-            self._view.once(f"warning: {text}")
+            self.view.once(f"warning: {text}")
         if status == "finished" and found is not None:
             took = f"{facts['seconds']:.0f} s with labels and trusted subsets"
             accuracy = percent(found.record()["val_accuracy"])
-            self._view.line(f"outer network {outer}: validation {accuracy}, {took}")
+            self.view.line(f"outer network {outer}: validation {accuracy}, {took}")
 
     # Jobs.
 
@@ -341,7 +361,7 @@ class _Driver:
 
         def on_first() -> None:
             text = "stopping: trials save their state; Ctrl-C again stops at once, without saving"
-            self._view.line(text)
+            self.view.line(text)
 
         thread = threading.Thread(target=work, name="kdfm-tune", daemon=True)
         with hear_interrupts(on_first) as interrupt:
@@ -366,7 +386,7 @@ class _Driver:
             trouble = f" (while it stopped: {errors[0]})" if errors else ""
             raise Stopped(
                 f"stopped; what is finished or saved is kept, and the same command goes on from "
-                f"{self._path}{trouble}"
+                f"{self.path}{trouble}"
             )
         if errors:
             raise errors[0]
@@ -395,7 +415,7 @@ class _Driver:
 
     def _show_plan(self, event: Event) -> None:
         if "warning" in event:
-            self._view(event)
+            self.view(event)
 
     def _say_begun(self, trials: Sequence[Trial], todo: Sequence[Trial]) -> None:
         settings = len({trial.setting for trial in trials})
@@ -405,10 +425,10 @@ class _Driver:
         )
         if len(todo) < len(trials):
             text += f", {len(trials) - len(todo)} of them done before"
-        self._view.line(f"{text}; folder {self._path}")
+        self.view.line(f"{text}; folder {self._place}")
         if self._sweep.asha is not None:
             asha = self._sweep.asha
-            self._view.line(
+            self.view.line(
                 f"ASHA: from {asha.first:.0%} of a training on, the best 1/{asha.factor:g} of the "
                 "trials with the same data and seed go on"
             )
@@ -422,7 +442,7 @@ class _Driver:
             if work.needed[role]
         ]
         apart = todo * (2 + bool(work.needed["baseline"]))
-        self._view.line(
+        self.view.line(
             f"networks to train: {', '.join(parts)} (trials that share nothing: {apart}); "
             f"{work.updates:,} updates; {slots}"
         )
@@ -431,7 +451,7 @@ class _Driver:
             outer_slots = self._slots(units).concurrent if units else 1
             minutes = (before / outer_slots + inner / slots.concurrent) / 60
             most = " at most" if self._sweep.asha else ""
-            self._view.line(
+            self.view.line(
                 f"training them takes about {minutes:.1f} minutes{most}, by the speed of single "
                 "updates here; labels, selection and the test set come on top"
             )
@@ -461,8 +481,8 @@ class _Driver:
             with contextlib.suppress(Exception):  # a cluster that is busy: next time
                 remove_orphaned_groups()
         with contextlib.suppress(OSError):
-            where = {"phase": self._phase, "jobs": self._view.now, "time": time.time()}
-            _write_json(self._path / NOW, where)
+            where = {"phase": self._phase, "jobs": self.view.now, "time": time.time()}
+            _write_json(self.path / NOW, where)
         if now - self._last_page > 3 * PAGE_SECONDS:
             with self._lock, contextlib.suppress(OSError):
                 self._write()
@@ -471,9 +491,9 @@ class _Driver:
         rows = self.rows()
         settings = summarize(rows, self._sweep.fields)
         saved = self._savings()
-        write_tables(self._path, rows, settings)
+        write_tables(self.path, rows, settings)
         write_page(
-            self._path,
+            self.path,
             self._sweep,
             rows,
             settings,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from kdfm_ray.report.place import is_uri, read_folder
 from kdfm_ray.report.table import percent
 from kdfm_ray.sweeps.ledger import TRIALS
 from kdfm_ray.sweeps.page import PAGE
@@ -24,20 +25,19 @@ if TYPE_CHECKING:
 SHOWN = 10  # settings
 
 
-def print_status(folder: Path, console: Console) -> None:
+def print_status(place: str, console: Console) -> None:
     """How many trials are where, which ones run, and the best settings so far.
 
     Raises:
-        UserError: there is no sweep in the folder.
+        UserError: there is no sweep in the folder, or behind the URI.
     """
+    folder = read_folder(place)
     if not (folder / SWEEP).is_file():
         if is_running(folder):
-            console.print(
-                f"a sweep in {folder} reads its images and plans its trials", markup=False
-            )
+            console.print(f"a sweep in {place} reads its images and plans its trials", markup=False)
             return
         raise UserError(
-            f"no sweep in {folder}: give the folder of one, as `kdfm sweep --status runs/sweep-...`"
+            f"no sweep in {place}: give the folder of one, as `kdfm sweep --status runs/sweep-...`"
         )
     sweep = json.loads((folder / SWEEP).read_text())["sweep"]
     running = is_running(folder)
@@ -53,8 +53,10 @@ def print_status(folder: Path, console: Console) -> None:
         counts[status] = counts.get(status, 0) + 1
     shown = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     state = "runs now" if running else "is not running"
+    if is_uri(place):
+        state = "as it was copied there last"
     console.print(
-        f"sweep {sweep['name']} in {folder} {state}: {shown or 'no trial yet'}",
+        f"sweep {sweep['name']} in {place} {state}: {shown or 'no trial yet'}",
         soft_wrap=True,
         markup=False,
     )
@@ -63,7 +65,7 @@ def print_status(folder: Path, console: Console) -> None:
         for line in describe_now(live["jobs"]):
             console.print(f"  {line}", markup=False)
     unfinished = any(status in counts for status in ("waiting", "failed"))
-    if not running and unfinished:
+    if not running and unfinished and not is_uri(place):
         console.print("the command that started it goes on with what is missing")
     _print_settings(folder, list(sweep["space"]), console, "best settings so far")
 
@@ -77,7 +79,7 @@ def print_end(result: SweepResult, fields: list[str], console: Console) -> None:
     for line in describe(result.savings):
         console.print(line, soft_wrap=True, markup=False)
     _print_settings(result.path, fields, console, "best settings")
-    console.print(f"page: {result.path / PAGE}", soft_wrap=True, markup=False)
+    console.print(f"page: {result.place}/{PAGE}", soft_wrap=True, markup=False)
 
 
 def is_running(folder: Path) -> bool:
