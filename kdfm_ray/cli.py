@@ -1,4 +1,4 @@
-"""The command line: ``kdfm train``, ``kdfm sweep``, ``kdfm presets`` and ``kdfm bench``.
+"""The command line: ``kdfm train``, ``sweep``, ``submit``, ``presets`` and ``bench``.
 
 Flags are built by tyro from the config's own types, one for every field. Their values stay text
 until all of them are read, so that every mistake is reported at once, by the config itself.
@@ -29,6 +29,7 @@ usage: kdfm COMMAND ...
   kdfm sweep NAME [--flags]       many runs that differ in a few settings; NAME is a sweep, or a
                                   preset with --grid FIELD=VALUE,...; `kdfm sweep --help`
   kdfm sweep --status FOLDER      where a sweep is
+  kdfm submit [train|sweep] ...   the same as a job of a cluster; `kdfm submit --help`
   kdfm presets                    presets and sweeps by name, with their cost and result
   kdfm bench step|augment|label|select [--flags]
                                   how fast the parts are on this machine
@@ -47,7 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if arguments else BAD_INPUT
     command, rest = arguments[0], arguments[1:]
-    commands = {"train": _train, "sweep": _sweep, "presets": _presets, "bench": _bench}
+    commands = {
+        "train": _train,
+        "sweep": _sweep,
+        "submit": _submit,
+        "presets": _presets,
+        "bench": _bench,
+    }
     try:
         if command not in commands:
             raise UserError(f"no command {command!r}; commands: {', '.join(commands)}")
@@ -123,6 +130,62 @@ def _sweep(arguments: list[str]) -> None:
         print_status(out or default_folder(sweep), console)
         return
     print_end(run_sweep(sweep, out, console, verbose=verbose), sweep.fields, console)
+
+
+def _submit(arguments: list[str]) -> None:
+    import tyro
+
+    from kdfm_ray.api import base_values
+    from kdfm_ray.jobs.submit import DEFAULT_ADDRESS, Submission, check_places, job_files, submit
+
+    def note(text: str, metavar: str = "") -> Any:
+        return tyro.conf.arg(help=text, metavar=metavar) if metavar else tyro.conf.arg(help=text)
+
+    kinds: list[Any] = [
+        ("address", Annotated[str, note("of the cluster's dashboard", "URL")], ""),
+        ("wait", Annotated[bool, note("show the job's output until it ends")], True),
+    ]
+    flags: Any = dataclasses.make_dataclass("Flags", kinds, frozen=True)
+    parsed, command = tyro.cli(
+        flags,
+        args=arguments,
+        prog="kdfm submit [train|sweep] NAME|PRESET",
+        description="Run kdfm train (or sweep) as a job of a Ray cluster; all other flags are "
+        "theirs. A job that was stopped, or whose cluster was lost, goes on when the same command "
+        "is submitted again; one that still runs is only watched.",
+        return_unknown_args=True,
+    )
+    if not command or command[0] not in ("train", "sweep"):
+        command = ["train", *command]
+    rest = [argument for argument in command[1:] if argument != "--verbose"]
+    preset = rest.pop(0) if rest and not rest[0].startswith("-") else ""
+    files = job_files(preset)
+    values, problems = _submitted_values(command[0], preset, rest, base_values)
+    problems += check_places(values, values["store"] or os.environ.get("KDFM_STORE"))
+    parse_config(values, problems)
+    if values["store"] is None:
+        command += ["--store", os.environ["KDFM_STORE"]]
+    given = os.environ.get("RAY_API_SERVER_ADDRESS")
+    address = parsed.address or given or DEFAULT_ADDRESS
+    submit(Submission(command, files, address, parsed.wait), print)
+
+
+def _submitted_values(
+    kind: str, preset: str, arguments: list[str], base_values: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """The nested config that a submitted command has, and mistakes in it."""
+    if kind == "train":
+        values = base_values(preset or None, None)
+        return values, parse_flags(arguments, values)
+    from experiments import load_sweep
+    from kdfm_ray.sweeps.command import parse
+    from kdfm_ray.sweeps.space import Sweep
+
+    found = load_sweep(preset) if preset else None
+    config = found.base if isinstance(found, Sweep) else found
+    values = base_values(None, config)
+    _, rest = parse(arguments)
+    return values, parse_flags(rest, values)
 
 
 def _presets(arguments: list[str]) -> None:

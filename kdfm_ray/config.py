@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -444,8 +445,11 @@ def parse_config(values: Any, extra_problems: list[str] | None = None) -> Config
 
 def describe_errors(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
     """One sentence per mistake in a ``model``, by default a ``Config``."""
-    found = error.errors()
-    return [line for item in found for line in _describe(item, model or Config).splitlines()]
+    return _sentences(error.errors(), model or Config)
+
+
+def _sentences(found: Sequence[Any], model: type[BaseModel]) -> list[str]:
+    return [line for item in found for line in _describe(item, model).splitlines()]
 
 
 def _without(values: Any, error: ValidationError) -> list[str]:
@@ -460,7 +464,8 @@ def _without(values: Any, error: ValidationError) -> list[str]:
     try:
         Config.model_validate(values)
     except ValidationError as rest:
-        return describe_errors(rest)
+        # What is missing now was taken out above.
+        return _sentences([item for item in rest.errors() if item["type"] != "missing"], Config)
     return []
 
 
@@ -478,6 +483,8 @@ def _describe(item: Any, model: type[BaseModel]) -> str:
         return f"{name}: {message}" if name and not message.startswith("give ") else message
     if item["type"] == "extra_forbidden":
         return f"{name}: unknown; {known_fields(item['loc'], model)}"
+    if item["type"] == "missing":
+        return f"{name}: missing"
     given = item["input"]
     return f"{name} = {given!r}: {message[0].lower()}{message[1:]}"
 
