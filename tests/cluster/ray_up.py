@@ -104,6 +104,8 @@ class Demo:
             name = hashlib.sha256(folder.name.encode()).hexdigest()[:10]
             for sockets in Path("/tmp").glob(f"ray_ssh_*/{name}"):
                 shutil.rmtree(sockets, ignore_errors=True)
+                with contextlib.suppress(OSError):  # those of other clusters are still there
+                    sockets.parent.rmdir()
 
     @property
     def cluster_file(self) -> str:
