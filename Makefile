@@ -15,8 +15,8 @@ demo: $(STAMP)  ## the main job on scikit-learn's digits, in a fresh store
 test: $(STAMP) lint types  ## everything that CI checks
 	$(BIN)/python -m pytest
 
-soak: $(STAMP)  ## kill runs at random moments of all stages, and compare; over half an hour
-	$(BIN)/python -m pytest tests/faults -m soak -s
+soak: $(STAMP)  ## kill runs at random moments of all stages, and a cluster by ssh; over half an hour
+	$(BIN)/python -m pytest tests/faults tests/cluster -m soak -s
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
