@@ -1,7 +1,7 @@
 """Files behind URIs: their listings are always fresh, and their errors are plain ``OSError``s.
 
-Libraries of object stores raise exceptions of their own. Some are no ``OSError``, and their texts may
-repeat an endpoint's password. Here alone they become a ``StoreError`` with words of ours.
+Libraries of object stores raise exceptions of their own. Some are no ``OSError``, and their texts
+may repeat an endpoint's password. Here alone they become a ``StoreError`` with words of ours.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _explained(bucket: str, error: Exception) -> StoreError:
             "access is refused: check the credentials, and that they may read, write, list and "
             "delete there"
         )
-    elif "Connect" in code or "Timeout" in code:
+    elif "Connect" in code or "Timeout" in code or code == "HTTPClientError":
         why = "it does not answer: check the network, AWS_ENDPOINT_URL and the region"
     else:
         why = "the request failed, repeated or not: try again later, or look at the server"
