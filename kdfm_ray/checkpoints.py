@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
+from kdfm_ray.remote import open_files
 from kdfm_ray.store import MANIFEST, Store, file_facts, to_disk
 from kdfm_ray.types import UserError
 
@@ -49,7 +48,7 @@ class Checkpoints:
         """Look at ``ROOT/states/ROLE/KEY``, which need not exist."""
         self.root = f"{store.root}/states/{role}/{key}"
         self._remote = store.remote
-        self._fs, self._folder = fsspec.url_to_fs(self.root)
+        self._fs, self._folder = open_files(self.root)
 
     def any(self) -> bool:
         """Whether there is a state, damaged or not."""

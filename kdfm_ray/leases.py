@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import psutil
 
+from kdfm_ray.remote import create, open_files
 from kdfm_ray.store import Store
 
 BEAT_SECONDS = 5.0  # between signs of life
@@ -78,7 +78,7 @@ class _Lease:
     def __init__(self, store: Store, name: str) -> None:
         self._token = uuid.uuid4().hex
         self._remote = store.remote
-        self._fs, folder = fsspec.url_to_fs(f"{store.root}/leases")
+        self._fs, folder = open_files(f"{store.root}/leases")
         self._fs.makedirs(folder, exist_ok=True)
         self._path = f"{folder}/{name}.json"
         self._beats = 0
@@ -95,9 +95,8 @@ class _Lease:
             finally:
                 temporary.unlink()
             return True
-        if self._fs.exists(self._path):
-            return False
-        self._fs.pipe_file(self._path, self._text().encode())
+        if not create(self._fs, self._path, self._text().encode()):
+            return self._is_mine()  # a write whose answer was lost is repeated by the library
         time.sleep(POLL_SECONDS)  # of two that were here at once, the last one's name stays
         return self._is_mine()
 

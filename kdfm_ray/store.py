@@ -25,9 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
-
 from kdfm_ray.config import SECRET_IN_URI, holds_secret
+from kdfm_ray.remote import StoreError, create, open_files
 from kdfm_ray.types import UserError
 
 MANIFEST = "manifest.json"
@@ -98,12 +97,39 @@ class Store:
             _make_folder(Path(self.root))
             return
         try:
-            self._fs, self._prefix = fsspec.url_to_fs(self.root)
+            self._fs, self._prefix = open_files(self.root)
         except (ImportError, ValueError) as error:
             raise UserError(
                 f"store {root!r} cannot be opened: {error}. Give a folder, or a URI of a file "
                 "system that fsspec knows (s3:// needs the package s3fs, gs:// gcsfs)"
             ) from error
+
+    def check(self) -> None:
+        """Write, read, list and remove a small file of a store behind a URI, to fail early.
+
+        Raises:
+            UserError: one of these does not work from here.
+        """
+        if not self.remote:
+            return
+        folder = f"{self._prefix}/.check-{uuid.uuid4().hex}"
+        path, text = f"{folder}/file", b"kdfm"
+        try:
+            self._fs.makedirs(folder, exist_ok=True)
+            self._fs.pipe_file(path, text)
+            seen = self._fs.cat_file(path) == text and len(self._fs.ls(folder, detail=False)) == 1
+            self._fs.rm(folder, recursive=True)
+        except StoreError as error:
+            raise UserError(str(error)) from error
+        except OSError as error:
+            raise UserError(
+                f"the store {self.root} cannot be used ({error.strerror or type(error).__name__}): "
+                "check that it can be read, written, listed and deleted from"
+            ) from error
+        if not seen:
+            raise UserError(
+                f"the store {self.root} does not show what was just written: give another"
+            )
 
     def find(self, stage: str, key: str) -> Artifact | None:
         """The complete artifact of a stage, or ``None``."""
@@ -127,7 +153,7 @@ class Store:
                 open=lambda name: self._fs.open(f"{folder}/{name}", "rb"),
             )
         path = Path(self.root, stage, key, manifest["attempt"])
-        _check_files(path, manifest)
+        _check_files(path, manifest, of=str(path))
         return Artifact(
             stage,
             key,
@@ -200,8 +226,8 @@ class Store:
             self._commit_local(Path(self.root, stage, key), attempt, text)
 
     def _commit_remote(self, path: str, text: str) -> None:
-        if not self._fs.exists(path):  # a race is harmless: both attempts are whole and equal
-            self._fs.pipe_file(path, text.encode())
+        # A race is harmless where a file system cannot exclude it: both attempts are whole.
+        create(self._fs, path, text.encode())  # and where there is one, the first one stays
 
     def _commit_local(self, folder: Path, attempt: str, text: str) -> None:
         for path in [*(folder / attempt).rglob("*"), folder / attempt]:
@@ -245,15 +271,19 @@ class Store:
         here = hashlib.sha256(self.root.encode()).hexdigest()[:16]
         target = cache / here / stage / key / manifest["attempt"]
         if target.is_dir():
-            return target
+            if _damage(target, manifest) is None:
+                return target
+            shutil.rmtree(target)  # somebody has tidied up in there
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent))
         try:
             for name in manifest["files"]:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 source = f"{self._prefix}/{stage}/{key}/{manifest['attempt']}/{name}"
-                self._fs.get_file(source, str(temporary / name))
-            _check_files(temporary, manifest, hashes=True)
+                with contextlib.suppress(FileNotFoundError):  # is reported below
+                    self._fs.get_file(source, str(temporary / name))
+            there = f"{self.root}/{stage}/{key}"
+            _check_files(temporary, manifest, of=f"{there}/{manifest['attempt']}", hashes=True)
             with contextlib.suppress(OSError):  # another process of this node was first
                 temporary.rename(target)
         finally:
@@ -273,18 +303,29 @@ def _make_folder(path: Path) -> None:
         raise UserError(f"store folder {path} is not writable: give another with --store")
 
 
-def _check_files(path: Path, manifest: dict[str, Any], *, hashes: bool = False) -> None:
+def _check_files(path: Path, manifest: dict[str, Any], *, of: str, hashes: bool = False) -> None:
+    """Raise where files in ``path`` are not those of the attempt at ``of`` in the store."""
+    found = _damage(path, manifest, hashes=hashes)
+    if found is not None:
+        name, sizes = found
+        raise UserError(
+            f"artifact file {of}/{name} is damaged or missing ({sizes}): delete the folder "
+            f"{of.rpartition('/')[0]} to have the stage done again"
+        )
+
+
+def _damage(
+    path: Path, manifest: dict[str, Any], *, hashes: bool = False
+) -> tuple[str, str] | None:
+    """The first file that is not what was written, and its sizes in words."""
     for name, facts in manifest["files"].items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None
-        damaged = size != facts["size"] or (
+        if size != facts["size"] or (
             hashes and facts["sha256"] is not None and file_hash(file) != facts["sha256"]
-        )
-        if damaged:
-            raise UserError(
-                f"artifact file {file} is damaged or missing ({size} bytes, {facts['size']} "
-                f"expected): delete the folder {path.parent} to have the stage done again"
-            )
+        ):
+            return name, f"{size} bytes, {facts['size']} expected"
+    return None
 
 
 def to_disk(path: Path) -> None:

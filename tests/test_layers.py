@@ -22,7 +22,7 @@ LAYERS = [
     ["models", "data"],
     ["checkpoints", "leases"],
     ["store"],
-    ["config"],
+    ["config", "remote"],
     ["types"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

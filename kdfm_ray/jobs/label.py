@@ -15,6 +15,7 @@ An artifact holds Parquet files with one row per unlabeled image:
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import time
 import uuid
@@ -33,6 +34,7 @@ from kdfm_ray.jobs.label_files import PARTS
 from kdfm_ray.jobs.prepare import Prepared, load_images
 from kdfm_ray.jobs.session import Session, quiet_libraries
 from kdfm_ray.models.numerics import Numerics
+from kdfm_ray.remote import open_files
 from kdfm_ray.store import Draft, Store
 from kdfm_ray.types import Emit, RunFailed
 
@@ -94,7 +96,7 @@ def label(
         run=uuid.uuid4().hex[:8],
         max_failures=max_failures,
     )
-    files, folder = fsspec.url_to_fs(task.folder)
+    files, folder = open_files(task.folder)
     files.makedirs(folder, exist_ok=True)
     missing = [shard for shard in bounds if not _is_done(files, folder, shard)]
     advance = count - sum(shard["stop"] - shard["start"] for shard in missing)
@@ -161,7 +163,7 @@ class Labeler:
     def _count_try(self, start: int) -> None:
         """Ray starts actors that die again without end; the folder knows how often that was."""
         folder = f"{self._task.folder}/tries"
-        files, path = fsspec.url_to_fs(folder)
+        files, path = open_files(folder)
         files.makedirs(path, exist_ok=True)
         files.invalidate_cache()
         name = f"{self._task.run}-{start:012d}-"
@@ -243,13 +245,15 @@ def _part(start: int, stop: int) -> str:
 
 def _write_whole(rows: pa.Table, url: str) -> None:
     """Write a file that appears in one step."""
-    files, path = fsspec.url_to_fs(url)
-    local = isinstance(files, LocalFileSystem)
-    target = f"{path}.{uuid.uuid4().hex}" if local else path  # object stores do so by themselves
-    with files.open(target, "wb") as file:
-        pq.write_table(rows, file)
-    if local:
-        Path(target).replace(path)
+    files, path = open_files(url)
+    if not isinstance(files, LocalFileSystem):  # object stores do so by themselves
+        buffer = io.BytesIO()
+        pq.write_table(rows, buffer)
+        files.pipe_file(path, buffer.getvalue())
+        return
+    target = f"{path}.{uuid.uuid4().hex}"
+    pq.write_table(rows, target)
+    Path(target).replace(path)
 
 
 def _is_done(files: fsspec.AbstractFileSystem, folder: str, shard: dict[str, int]) -> bool:
@@ -269,7 +273,7 @@ def _collect(
     files: fsspec.AbstractFileSystem, folder: str, shards: list[dict[str, int]], draft: Draft
 ) -> None:
     """Put the files of all shards into the artifact; they stay until it is complete."""
-    _, target = fsspec.url_to_fs(f"{draft.url}/{PARTS}")
+    _, target = open_files(f"{draft.url}/{PARTS}")
     files.makedirs(target, exist_ok=True)
     for shard in shards:
         source, copy = f"{folder}/{_part(**shard)}", f"{target}/{_part(**shard)}"
@@ -290,7 +294,7 @@ def _lists(values: np.ndarray) -> pa.Array:
 def _check_complete(draft: Draft, count: int, num_classes: int) -> list[int]:
     """Every image once: checked before the artifact counts. Returns images per pseudo label."""
     folder = f"{draft.url}/{PARTS}"
-    filesystem, root = fsspec.url_to_fs(folder)
+    filesystem, root = open_files(folder)
     seen, class_counts, rows = np.zeros(count, dtype=bool), np.zeros(num_classes, np.int64), 0
     for name in filesystem.ls(root, detail=False):
         with filesystem.open(name, "rb") as file:

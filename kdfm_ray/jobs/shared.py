@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import uuid
 from pathlib import Path
 
@@ -16,15 +17,20 @@ def check_shared(session: Session, store: Store) -> None:
     """Have every node look at a file that this process writes into the store.
 
     Raises:
-        UserError: the store is a folder that some nodes do not share; names them.
+        UserError: the store is a folder that some nodes do not share, and names them; or one
+            behind a URI that does not work from the driver or from where a task runs.
     """
-    if session.in_process or store.remote:
+    store.check()
+    if session.in_process:
         return
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2:
+        return
+    if store.remote:
+        session.call(_check_from_here, store.root)
         return
     name = f".shared-{uuid.uuid4().hex}"
     mark = Path(store.root, name)
@@ -58,6 +64,13 @@ def refuse_unshared(root: str, blind: list[str], late: list[str], nodes: int) ->
         f"({'; '.join(problems)}): give a folder on a shared file system, or a URI such as "
         "s3://bucket/prefix, with --store or KDFM_STORE"
     )
+
+
+def _check_from_here(root: str) -> None:
+    try:
+        Store(root).check()
+    except UserError as error:
+        raise UserError(f"on the node {socket.gethostname()}: {error}") from error
 
 
 def _sees(mark: str) -> bool:

@@ -12,8 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
-
+from kdfm_ray.remote import open_files
 from kdfm_ray.store import default_root
 from kdfm_ray.types import Emit, UserError
 
@@ -116,7 +115,7 @@ class Mirror:
         """
         self.url = url.rstrip("/")
         try:
-            self._files, self._root = fsspec.url_to_fs(self.url)
+            self._files, self._root = open_files(self.url)
         except (ImportError, ValueError) as error:
             raise UserError(
                 f"{url} cannot be opened: {error}. Give a folder, or a URI of a file system that "
@@ -135,7 +134,6 @@ class Mirror:
         self.local.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=self.local.parent))
         try:
-            self._files.invalidate_cache()
             for path in self._files.find(self._root):
                 name = path[len(self._root) :].lstrip("/")
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)

@@ -71,13 +71,14 @@ def test_only_what_changed_is_copied(url, monkeypatch):
     for name in "ab":
         (mirror.local / name).write_text(name)
     copied = []
-    put = type(mirror._files).put_file
+    files = type(fsspec.filesystem("memory"))
+    put = files.put_file
 
     def note(self, source, target, **more):
         copied.append(target.rpartition("/")[2])
         put(self, source, target, **more)
 
-    monkeypatch.setattr(type(mirror._files), "put_file", note)
+    monkeypatch.setattr(files, "put_file", note)
     assert mirror.push() is None
     (mirror.local / "b").write_text("more")
     assert mirror.push() is None
