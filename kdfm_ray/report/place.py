@@ -167,7 +167,7 @@ class Mirror:
                     self._files.rm_file(f"{self._root}/{name}")
                 del self._pushed[name]
         except Exception as error:
-            return f"{self.url} cannot be written now ({type(error).__name__}: {error})"
+            return f"{self.url} cannot be written now ({error})"
         return None
 
     def _seen(self) -> dict[str, tuple[int, int]]:

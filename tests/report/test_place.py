@@ -97,7 +97,7 @@ def test_a_place_that_cannot_be_written_is_told_and_loses_nothing(url, monkeypat
         monkeypatch.setattr(type(fsspec.filesystem("memory")), "put_file", full)
     (note,) = told
     assert url in note["note"]
-    assert "no space" in note["note"]
+    assert "cannot be written now" in note["note"]
     assert str(path) in note["note"]
     assert (path / "report.json").read_text() == "{}"
 
