@@ -110,8 +110,8 @@ def table_cpu() -> Sweep:
 
     kdfm sweep table_cpu
 
-    Cost: not measured
-    Result: not measured
+    Cost: 14 minutes on 2 CPU cores beside other work, 9 outer networks reused
+    Result: 100 labels: labeled-only 67.76, FixMatch 66.84, KD-FixMatch CE 69.41, SCE 69.80
     """
     return Sweep(
         name="table_cpu",
@@ -243,8 +243,8 @@ def backbones_cpu() -> Sweep:
 
     kdfm sweep backbones_cpu
 
-    Cost: not measured
-    Result: not measured
+    Cost: 31 minutes on 2 CPU cores beside other work
+    Result: test accuracy: wrn_16_2 70.06 ± 3.25, resnet10t 69.42 ± 0.95, wrn_10_2 69.41 ± 2.53
     """
     return Sweep(
         name="backbones_cpu",
@@ -353,8 +353,8 @@ def consistency_cpu() -> Sweep:
 
     kdfm sweep consistency_cpu
 
-    Cost: not measured
-    Result: not measured
+    Cost: 36 minutes on 2 CPU cores beside other work
+    Result: precision by the clusters, 40 labels: 68.8 -> 70.9, 100: 82.4 -> 85.0, 400: 96.1 -> 95.5
     """
     return Sweep(
         name="consistency_cpu",
@@ -385,8 +385,8 @@ def first_experiments_cpu() -> Sweep:
 
     kdfm sweep first_experiments_cpu
 
-    Cost: not measured
-    Result: not measured
+    Cost: 27 minutes on 2 CPU cores beside other work, 3 outer networks reused
+    Result: test accuracy: DEC with CE 74.47, with SCE 74.66; confidence alone 74.57, 74.67
     """
     return Sweep(
         name="first_experiments_cpu",
