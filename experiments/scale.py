@@ -1,13 +1,13 @@
 """Millions of images on one machine: speed and memory of labeling and selection.
 
-    python experiments/scale.py --data-root /usr/share/datasets/fashion-mnist
+    python experiments/scale.py --data-root DIR     (DIR: the files of Fashion-MNIST)
 
 An outer network is trained for some updates on Fashion-MNIST at 16 x 16 pixels. Then the training
 images are repeated until there are enough, labeled by the Ray Data job and selected from, as in a
 run. Memory is that of each process by itself (USS: without what it shares with others or maps from
 files), the most that was seen.
 
-What it found stands in docs/scaling.md.
+It has not been run to its end yet, at no size.
 """
 
 from __future__ import annotations
