@@ -162,7 +162,12 @@ class LabelConfig(Section):
     """The pass that labels every unlabeled image."""
 
     batch_size: int = Field(1024, ge=1, description="images per forward pass of a labeling actor")
-    num_actors: int | None = Field(None, ge=1, description="none: as many as training workers")
+    num_actors: int | None = Field(
+        None, ge=1, description="none: as many as training workers, times those that share a GPU"
+    )
+    gpus_per_actor: float = Field(
+        1.0, gt=0, le=1, description="0.5: two labeling actors share a GPU, where there is one"
+    )
 
 
 class SelectConfig(Section):
@@ -282,7 +287,7 @@ NOT_IN_HASH: Any = {
     "faults": True,
     "on_warning": True,
     "data": {"root", "device"},
-    "label": {"num_actors"},
+    "label": {"num_actors", "gpus_per_actor"},
 }
 
 

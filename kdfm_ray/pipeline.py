@@ -101,7 +101,9 @@ def run(
     store = Store(config.store or default_root())
     with (
         noting_interrupts() as interrupted,
-        open_session(config.scale, emit, verbose=verbose) as session,
+        open_session(
+            config.scale, emit, wait_minutes=config.faults.wait_minutes, verbose=verbose
+        ) as session,
         Crew(session, store, absolute_paths(config), stop) as crew,
     ):
         check_shared(session, store)
@@ -126,8 +128,8 @@ def run(
         reused=stages.reused,
         seconds=time.perf_counter() - started,
         resources={
-            "cpus": session.cpus,
-            "gpus": session.gpus,
+            "cpus": session.room.cpus,
+            "gpus": session.room.gpus,
             "workers": config.scale.num_workers,
             "cpus_per_worker": session.cpus_per_worker,
         },
@@ -273,6 +275,7 @@ class _Stages:
                 numerics=self.plan.numerics,
                 batch_size=self.config.label.batch_size,
                 num_actors=self.config.label.num_actors,
+                gpus_per_actor=self.config.label.gpus_per_actor,
                 max_failures=self.config.faults.max_failures,
             )
 

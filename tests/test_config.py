@@ -116,7 +116,10 @@ def test_hash_covers_the_result_and_nothing_else():
     config = parse_config(values())
     same = parse_config(
         values(
-            out="elsewhere", store="s3://bucket", scale={"num_workers": 4}, label={"num_actors": 3}
+            out="elsewhere",
+            store="s3://bucket",
+            scale={"num_workers": 4},
+            label={"num_actors": 3, "gpus_per_actor": 0.5},
         )
         | {"data": {"name": "digits", "root": "/somewhere"}}
     )

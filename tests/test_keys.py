@@ -28,6 +28,7 @@ STAGES = ("baseline", "outer", "labels", "trusted", "inner", "evaluation")
         ({"out": "elsewhere"}, ()),
         ({"train__log_every": 7}, ()),
         ({"label__num_actors": 3}, ()),
+        ({"label__gpus_per_actor": 0.5}, ()),
         ({"data__root": "/elsewhere"}, ()),
         ({"data__device": "host"}, ()),
         ({"seed": 1}, STAGES),

@@ -24,6 +24,7 @@ import fsspec
 
 from kdfm_ray.config import Config
 from kdfm_ray.jobs.interrupts import hear_interrupts
+from kdfm_ray.jobs.room import room_now, wait_for_room
 from kdfm_ray.jobs.session import Session, quiet_libraries, start_beside_driver
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.store import Store
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.1  # between a waiting worker's looks at the board
 PREEMPTION_CALLS = 5  # at each so many questions for wishes (one a second) Ray is asked, too
+QUIET_SECONDS = 20.0  # without a question by a worker: it is not there, or evaluates
 RESTART_SECONDS = 3.0  # no restart is faster: what fails again within them is the same failure
 
 
@@ -80,6 +82,7 @@ class Crew:
         self._fit: threading.Thread | None = None
         self._errors: list[BaseException] = []
         self._given = 0  # lists of tasks so far
+        self._told_of_silence = False
 
     def __enter__(self) -> Crew:
         return self
@@ -119,6 +122,7 @@ class Crew:
         import ray
 
         if not self._alive():  # not started yet, or ended by somebody else while it waited
+            self._wait_for_nodes(interrupt)
             self._start()
         ray.get(self._board.give.remote(tasks))
         self._given += 1
@@ -126,8 +130,7 @@ class Crew:
         while self._alive():
             if ray.get(self._board.count_done.remote()) == self._given:
                 break
-            if self._session.scale.min_workers is not None:
-                self._check_heard()
+            self._watch_silence()
             if (interrupt.is_set() or self._stop()) and not asked:
                 ray.get(self._board.ask_to_stop.remote())
                 started, asked = time.monotonic(), True
@@ -140,18 +143,37 @@ class Crew:
         if not self._session.keeps_workers:
             self.leave()
 
-    def _check_heard(self) -> None:
-        """Ray waits without end and without a word for nodes of which a few would be enough."""
+    def _wait_for_nodes(self, interrupt: threading.Event) -> None:
+        if self._session.may_grow:
+            wait_for_room(
+                self._session.workers_need,
+                self._session.emit,
+                minutes=self._config.faults.wait_minutes,
+                stop=lambda: interrupt.is_set() or self._stop(),
+            )
+
+    def _watch_silence(self) -> None:
+        """Ray waits without a word for nodes, and without end where a few would be enough."""
         import ray
 
+        silence = ray.get(self._board.silence.remote())
+        if silence < QUIET_SECONDS:
+            self._told_of_silence = False
+            return
         minutes = self._config.faults.wait_minutes
-        if ray.get(self._board.silence.remote()) > 60 * minutes:
-            fewest = self._session.scale.min_workers
+        fewest = self._session.scale.min_workers
+        if fewest is not None and silence > 60 * minutes:
             raise RunFailed(
                 f"no training worker was heard of for {minutes:g} minutes: the cluster has no room "
                 f"for scale.min_workers = {fewest}. Give it more nodes, or ask for fewer workers; "
                 "the same command goes on from the last saved state"
             )
+        if self._session.may_grow and not self._told_of_silence:
+            now, need = room_now(), self._session.workers_need
+            if not need.fits(now):
+                self._told_of_silence = True
+                text = f"waiting up to {minutes:g} minutes for nodes: {need} needed, there is {now}"
+                self._session.emit({"stage": "", "note": text})
 
     def leave(self) -> None:
         """Have the workers end, and wait for it; how they end, once all is done, is no matter."""

@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -70,6 +71,7 @@ def label(
     numerics: Numerics,
     batch_size: int,
     num_actors: int | None,
+    gpus_per_actor: float = 1.0,
     max_failures: int = 3,
 ) -> None:
     """Label every unlabeled image once, with the network under key ``outer``.
@@ -81,7 +83,7 @@ def label(
     """
     started = time.perf_counter()
     count = prepared.facts["num_unlabeled"]
-    actors = num_actors or max(1, session.scale.num_workers)
+    actors = num_actors or default_actors(session, gpus_per_actor)
     bounds = shards(count, batch_size)
     task = LabelTask(
         store=store.root,
@@ -107,7 +109,7 @@ def label(
         for shard in missing:
             labeler({name: np.array([bound]) for name, bound in shard.items()})
     elif missing:
-        _label_by_job(task, missing, session, actors)
+        _label_by_job(task, missing, session, actors, gpus_per_actor)
     with store.writing("labels", key) as draft:
         _collect(files, folder, bounds, draft)
         class_counts = _check_complete(draft, count, len(prepared.facts["classes"]))
@@ -202,7 +204,7 @@ class Labeler:
 
 
 def _label_by_job(
-    task: LabelTask, shards: list[dict[str, int]], session: Session, actors: int
+    task: LabelTask, shards: list[dict[str, int]], session: Session, actors: int, gpus: float
 ) -> None:
     import ray.data
 
@@ -213,7 +215,7 @@ def _label_by_job(
     # Actors write their files themselves: nothing but shard bounds passes through Ray, and no
     # other task competes with actors that hold all CPUs.
     cpus = session.cpus_to_ask(session.cpus_per_worker)
-    resources = {"num_gpus": 1} if session.use_gpu else {"num_cpus": cpus}
+    resources: dict[str, Any] = {"num_gpus": gpus} if session.use_gpu else {"num_cpus": cpus}
     done = (
         ray.data.from_items(shards, override_num_blocks=len(shards))
         .map_batches(
@@ -221,11 +223,18 @@ def _label_by_job(
             fn_constructor_args=(task, session.emit),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(actors, len(shards))),
+            scheduling_strategy="SPREAD",  # each node reads what it needs of the store by itself
             **resources,
         )
         .take_all()
     )
     assert len(done) == len(shards), (len(done), len(shards))
+
+
+def default_actors(session: Session, gpus_per_actor: float) -> int:
+    """As many as training workers, or as many as share their GPUs."""
+    workers = max(1, session.scale.num_workers)
+    return workers * int(1 / gpus_per_actor + 1e-9) if session.use_gpu else workers
 
 
 def shards(count: int, batch_size: int) -> list[dict[str, int]]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kdfm_ray.config import ScaleConfig
+from kdfm_ray.jobs.room import Need, Node, Room, room_at_most, room_now, wait_for_room
 from kdfm_ray.jobs.watch import watching_ray
 from kdfm_ray.types import Emit, Event, RunFailed, UserError
 
@@ -40,39 +41,44 @@ class Session:
 
     Attributes:
         in_process: no Ray processes at all; everything runs in the driver, to debug.
-        cpus: of the cluster.
-        gpus: of the cluster; 0 where they are not to be used.
-        node_cpus: of its largest node, on which a worker has to fit.
+        room: nodes of the cluster, those included that its autoscaler may start; without GPUs where
+            they are not to be used.
         emit: takes progress events, from any process.
         scale: how the run is divided.
         verbose: let Ray's own logs through.
         drain: has all events arrive that were sent so far.
+        may_grow: nodes may come that are not there yet: a cluster that was joined.
         keeps_workers: training workers stay between the stages of a run, as nobody else waits for
             what they hold: a local Ray of our own, on CPUs. Other stages then ask for no CPUs,
             and use those of the workers, which wait.
     """
 
     in_process: bool
-    cpus: int
-    gpus: int
-    node_cpus: int
+    room: Room
     emit: Emit
     scale: ScaleConfig
     verbose: bool = False
     drain: Callable[[], None] = _nothing
+    may_grow: bool = False
     keeps_workers: bool = False
 
     @property
     def use_gpu(self) -> bool:
         """Whether stages ask for GPUs."""
-        return self.gpus > 0
+        return self.room.gpus > 0
 
     @property
     def cpus_per_worker(self) -> int:
         """CPUs (and torch threads) of one training worker or labeling actor."""
         if self.scale.cpus_per_worker is not None:
             return self.scale.cpus_per_worker
-        return max(1, min(self.node_cpus, self.cpus // max(1, self.scale.num_workers)))
+        return self.room.share(max(1, self.scale.num_workers), gpus=int(self.use_gpu))
+
+    @property
+    def workers_need(self) -> Need:
+        """What has to be there for training to begin."""
+        workers = self.scale.min_workers or self.scale.num_workers
+        return _need(workers, cpus=self.cpus_per_worker, gpu=self.use_gpu)
 
     def cpus_to_ask(self, cpus: int) -> int:
         """What a task or actor beside the training workers asks for to have ``cpus`` CPUs."""
@@ -111,7 +117,12 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(
-    scale: ScaleConfig, emit: Emit, *, verbose: bool = False, dashboard: bool = False
+    scale: ScaleConfig,
+    emit: Emit,
+    *,
+    wait_minutes: float = 30,
+    verbose: bool = False,
+    dashboard: bool = False,
 ) -> Iterator[Session]:
     """Join the cluster of ``RAY_ADDRESS``, or start one on this machine that ends with the block.
 
@@ -121,6 +132,7 @@ def open_session(
     Args:
         scale: how the run is divided; with no workers there is no Ray.
         emit: takes progress events of all processes.
+        wait_minutes: how long to wait for the first node that computes, where a cluster has none.
         verbose: let Ray's own logs through.
         dashboard: start Ray's dashboard too, whose State API Ray Train asks when it looks after
             what a trial held that was stopped.
@@ -129,8 +141,8 @@ def open_session(
     if not _in_ray_worker():
         prepare_environment(local=not joining, verbose=verbose)
     if scale.num_workers == 0:
-        cpus, gpus = _this_process()
-        yield Session(True, cpus, _usable_gpus(scale, gpus), cpus, emit, scale, verbose)
+        room = _usable(_this_process(), scale)
+        yield Session(in_process=True, room=room, emit=emit, scale=scale, verbose=verbose)
         return
     import ray
     from ray.exceptions import RayError
@@ -143,23 +155,23 @@ def open_session(
         _init(joining=joining, verbose=verbose, dashboard=dashboard)
     try:
         with _events(emit) as (remote_emit, drain):
-            resources = ray.cluster_resources()
-            gpus = _usable_gpus(scale, int(resources.get("GPU", 0)))
-            cpus = int(resources.get("CPU", 1))
-            nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-            largest = int(max(nodes, default=1))
+            may_grow = joining or not ours
+            most = room_at_most() if may_grow else room_now()
+            if most is not None:
+                _check_fits(scale, most)
+            if may_grow:
+                _wait_for_first(scale, most, emit, wait_minutes)
+            room = _usable(most or room_now(), scale)
             session = Session(
                 in_process=False,
-                cpus=cpus,
-                gpus=gpus,
-                node_cpus=largest,
+                room=room,
                 emit=remote_emit,
                 scale=scale,
                 verbose=verbose,
                 drain=drain,
-                keeps_workers=ours and not joining and gpus == 0,
+                may_grow=may_grow,
+                keeps_workers=not may_grow and room.gpus == 0,
             )
-            _check_fits(session)
             with watching_ray():
                 yield session
     except RayError as error:
@@ -395,37 +407,53 @@ def _in_ray_worker() -> bool:
     return ray is not None and ray._private.worker.global_worker.mode == ray.WORKER_MODE
 
 
-def _this_process() -> tuple[int, int]:
+def _this_process() -> Room:
     import torch
 
-    return os.cpu_count() or 1, torch.cuda.device_count()
+    return Room((Node(os.cpu_count() or 1, torch.cuda.device_count()),))
 
 
-def _usable_gpus(scale: ScaleConfig, gpus: int) -> int:
-    if scale.use_gpu == "yes" and gpus == 0:
+def _usable(room: Room, scale: ScaleConfig) -> Room:
+    if scale.use_gpu == "yes" and room.gpus == 0:
         raise UserError(
             "scale.use_gpu = yes, but there is no GPU here: start on a machine (or cluster) with "
             "one, or use scale.use_gpu auto or no"
         )
-    return 0 if scale.use_gpu == "no" else gpus
+    return room.without_gpus() if scale.use_gpu == "no" else room
 
 
-def _check_fits(session: Session) -> None:
-    workers = session.scale.min_workers or session.scale.num_workers
-    if session.use_gpu and workers > session.gpus:
+def _need(workers: int, *, cpus: int, gpu: bool) -> Need:
+    """Training workers on GPUs ask Ray for one CPU, whatever number of threads they have."""
+    return Need(workers, cpus=1, gpus=1) if gpu else Need(workers, cpus)
+
+
+def _wait_for_first(scale: ScaleConfig, most: Room | None, emit: Emit, minutes: float) -> None:
+    """A place for one worker: any stage needs that much, and its node tells of the others."""
+    gpu = scale.use_gpu == "yes" or bool(scale.use_gpu == "auto" and most and most.gpus)
+    need = _need(1, cpus=scale.cpus_per_worker or 1, gpu=gpu)
+    wait_for_room(need, emit, minutes=minutes)
+
+
+def _check_fits(scale: ScaleConfig, most: Room) -> None:
+    """Refuse what this cluster will never have room for."""
+    room = _usable(most, scale)
+    workers = scale.min_workers or scale.num_workers
+    if room.gpus:
+        if workers > room.gpus:
+            raise UserError(
+                f"{workers} training workers need as many GPUs, the cluster has {room.gpus}: "
+                "use fewer workers, or scale.use_gpu no"
+            )
+        return
+    each = scale.cpus_per_worker or room.share(max(1, scale.num_workers))
+    if each > room.node_cpus:
         raise UserError(
-            f"{workers} training workers need as many GPUs, the cluster has {session.gpus}: "
-            "use fewer workers, or scale.use_gpu no"
-        )
-    each = session.cpus_per_worker
-    if not session.use_gpu and each > session.node_cpus:
-        raise UserError(
-            f"scale.cpus_per_worker = {each} is more than the {session.node_cpus} CPUs of the "
+            f"scale.cpus_per_worker = {each} is more than the {room.node_cpus} CPUs of the "
             "largest node: use fewer"
         )
-    needed = workers * each
-    if not session.use_gpu and needed > session.cpus:
+    if room.places(each) < workers:
         raise UserError(
-            f"{workers} training workers x {session.cpus_per_worker} CPUs = {needed}, the "
-            f"cluster has {session.cpus}: use at most {session.cpus} workers, or fewer CPUs each"
+            f"{workers} training workers x {each} CPUs = {workers * each}, the cluster has "
+            f"{room.cpus} on {len(room.nodes)} node(s), with room for {room.places(each)} such "
+            "workers: use no more, or fewer CPUs each"
         )

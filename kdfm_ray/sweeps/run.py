@@ -114,7 +114,13 @@ def _run_all(sweep: Sweep, trials: list[Trial], driver: _Driver, *, verbose: boo
     scale = scale.model_copy(update={"num_workers": max(1, scale.num_workers)})
     with (
         noting_interrupts() as interrupted,
-        open_session(scale, driver.view, verbose=verbose, dashboard=nested) as session,
+        open_session(
+            scale,
+            driver.view,
+            wait_minutes=sweep.base.faults.wait_minutes,
+            verbose=verbose,
+            dashboard=nested,
+        ) as session,
     ):
         quiet_libraries(session)
         driver.begin(session)
@@ -395,18 +401,19 @@ class _Driver:
         """The config of a trial with its share of the machine, and the sweep's store."""
         workers = slots.workers if slots.nested else 0
         scale = config.scale.model_copy(
-            update={"num_workers": workers, "cpus_per_worker": slots.cpus}
+            update={
+                "num_workers": workers,
+                "cpus_per_worker": slots.cpus,
+                "use_gpu": "yes" if slots.gpus else "no",  # whatever nodes are there just then
+            }
         )
         return config.model_copy(update={"scale": scale, "store": self._store.root, "out": None})
 
     def _slots(self, jobs: int) -> Slots:
-        session = self._session
         return find_slots(
             self._sweep.base.scale,
             jobs=jobs,
-            cpus=session.cpus,
-            gpus=session.gpus,
-            node_cpus=session.node_cpus,
+            room=self._session.room,
             max_concurrent=self._sweep.max_concurrent,
             gpus_per_trial=self._sweep.gpus_per_trial,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kdfm_ray.config import ScaleConfig
+from kdfm_ray.jobs.room import Room
 from kdfm_ray.types import UserError
 
 
@@ -51,9 +52,7 @@ def find_slots(
     scale: ScaleConfig,
     *,
     jobs: int,
-    cpus: int,
-    gpus: int,
-    node_cpus: int,
+    room: Room,
     max_concurrent: int | None = None,
     gpus_per_trial: float = 1.0,
 ) -> Slots:
@@ -62,9 +61,7 @@ def find_slots(
     Args:
         scale: workers of a trial, and their CPUs where they are set.
         jobs: how many trials there are to run.
-        cpus: of the cluster.
-        gpus: of the cluster that may be used.
-        node_cpus: of its largest node.
+        room: nodes of the cluster; their GPUs are used.
         max_concurrent: at most so many trials at once.
         gpus_per_trial: of a trial of one worker; several may share a GPU.
 
@@ -73,25 +70,28 @@ def find_slots(
     """
     workers, nested = max(1, scale.num_workers), scale.num_workers > 1
     wanted = max(1, min(jobs, max_concurrent or jobs))
-    if gpus:
+    if room.gpus:
         each = 1.0 if nested else gpus_per_trial
-        places = gpus * int(1 / each + 1e-9)  # a trial lies on one GPU whole
-        concurrent = min(wanted, places // workers, cpus // workers)
+        # A trial lies on one GPU whole, and each of its processes asks for a CPU, too.
+        shares = int(1 / each + 1e-9)
+        places = sum(min(node.gpus * shares, node.cpus) for node in room.nodes)
+        concurrent = min(wanted, places // workers)
         if concurrent < 1:
             raise UserError(
                 f"a trial needs {workers} workers x {each:g} GPU and as many CPUs, the cluster has "
-                f"{gpus} GPUs and {cpus} CPUs: lower scale.num_workers, or use scale.use_gpu no"
+                f"{room.gpus} GPUs and {room.cpus} CPUs: lower scale.num_workers, or use "
+                "scale.use_gpu no"
             )
-        threads = scale.cpus_per_worker or max(1, cpus // (concurrent * workers))
+        threads = scale.cpus_per_worker or max(1, room.cpus // (concurrent * workers))
         return Slots(concurrent, workers, threads, each, nested)
     threads = scale.cpus_per_worker or 1
-    if threads > node_cpus or workers * threads > cpus:
+    if room.places(threads) < workers:
         raise UserError(
             f"a trial needs {workers} workers x {threads} CPUs = {workers * threads}, the cluster "
-            f"has {cpus} CPUs, {node_cpus} on its largest node: lower scale.num_workers or "
-            "scale.cpus_per_worker"
+            f"has {room.cpus} CPUs, {room.node_cpus} on its largest node: lower scale.num_workers "
+            "or scale.cpus_per_worker"
         )
-    concurrent = min(wanted, cpus // (workers * threads))
+    concurrent = min(wanted, room.places(threads) // workers)
     if scale.cpus_per_worker is None:  # the CPUs that are left over make the trials faster
-        threads = max(1, min(node_cpus, cpus // (concurrent * workers)))
+        threads = room.share(concurrent * workers)
     return Slots(concurrent, workers, threads, 0, nested)

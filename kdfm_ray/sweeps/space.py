@@ -30,7 +30,14 @@ from kdfm_ray.types import UserError
 # Sections that change no result, or that the sweep itself decides on.
 NOT_VARIED = {
     *("seed", "out", "store", "scale", "faults", "on_warning", "baseline"),
-    *("data.root", "data.device", "label.batch_size", "label.num_actors", "train.log_every"),
+    *(
+        "data.root",
+        "data.device",
+        "label.batch_size",
+        "label.num_actors",
+        "label.gpus_per_actor",
+        "train.log_every",
+    ),
 }
 
 

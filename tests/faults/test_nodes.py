@@ -135,3 +135,57 @@ def outer_loss(found, step):
         if line["step"] == step and line["stage"] == "outer" and "loss" in line
     )
     return line["loss"]
+
+
+def test_from_no_node_to_two_to_one_and_back(cluster, tmp_path):
+    """As on spot machines at night; without batch norm the result is that of one process."""
+    group = {"model__norm": "group", "train__steps": 1200, "select__clusterer": "none"}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    flags = group | {"scale__num_workers": 2, "scale__min_workers": 1}
+    with Disturbed(folder, flags, environment=join(cluster)) as run:
+        wait_for_text(run, "1 process with 1 CPU needed, there is no node that computes")
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        wait_for_text(run, "going on after")
+        run.wait_for_state("outer")
+        lost = node_with(cluster, "RayTrainWorker")
+        cluster.remove_node(lost, allow_graceful=False)
+        wait_for_text(run, "going on after update")
+        cluster.add_node(num_cpus=1)
+        wait_for_two_workers(cluster)
+        assert run.finish(seconds=400) == 0, run.log()
+    print(run.log())
+    expected = tmp_path / "expected"
+    expected.mkdir()
+    run_to_end(expected, tries=1, scale__num_workers=0, **group)
+    found, wanted = outcome(folder), outcome(expected)
+    for role in ("outer", "inner"):
+        accuracies = [each["report"]["val_accuracy"][role] for each in (found, wanted)]
+        assert accuracies[0] == pytest.approx(accuracies[1], abs=0.03), role
+
+
+def wait_for_text(run, text, seconds=120):
+    deadline = time.monotonic() + seconds
+    while text not in run.log():
+        assert time.monotonic() < deadline, run.log()
+        assert run.process.poll() is None, run.log()
+        time.sleep(0.2)
+
+
+def wait_for_two_workers(cluster, seconds=120):
+    """Training workers on two nodes."""
+    deadline = time.monotonic() + seconds
+    while True:
+        raylets = [
+            psutil.Process(node.all_processes["raylet"][0].process.pid)
+            for node in cluster.worker_nodes
+        ]
+        training = [
+            any("RayTrainWorker" in command_line(c) for c in raylet.children(recursive=True))
+            for raylet in raylets
+        ]
+        if sum(training) == 2:
+            return
+        assert time.monotonic() < deadline, training
+        time.sleep(0.5)

@@ -365,7 +365,7 @@ def test_a_running_cluster_is_joined_and_left_running(cluster):
         "from kdfm_ray.jobs.session import open_session\n"
         "from kdfm_ray.config import ScaleConfig\n"
         "with open_session(ScaleConfig(), print) as session:\n"
-        "    print(session.cpus)\n",
+        "    print(session.room.cpus)\n",
         RAY_ADDRESS=address,
         **{LOOPBACK: "0"},  # as the cluster that is joined
     )

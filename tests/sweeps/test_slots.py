@@ -3,10 +3,11 @@
 import pytest
 
 from kdfm_ray.config import ScaleConfig
+from kdfm_ray.jobs.room import Node, Room
 from kdfm_ray.sweeps.slots import Slots, find_slots
 from kdfm_ray.types import UserError
 
-ONE_MACHINE = {"cpus": 2, "gpus": 0, "node_cpus": 2}
+ONE_MACHINE = Room((Node(2),))
 
 
 @pytest.mark.parametrize(
@@ -22,28 +23,28 @@ ONE_MACHINE = {"cpus": 2, "gpus": 0, "node_cpus": 2}
         ({"num_workers": 2}, ONE_MACHINE, {"jobs": 8}, Slots(1, 2, 1, 0, True)),
         (
             {"num_workers": 2},
-            {"cpus": 16, "gpus": 0, "node_cpus": 8},
+            Room((Node(8), Node(8))),
             {"jobs": 3},
             Slots(3, 2, 2, 0, True),
         ),
         # A GPU for each worker; CPUs are shared out.
-        ({}, {"cpus": 16, "gpus": 4, "node_cpus": 16}, {"jobs": 8}, Slots(4, 1, 4, 1, False)),
+        ({}, Room((Node(16, 4),)), {"jobs": 8}, Slots(4, 1, 4, 1, False)),
         (
             {},
-            {"cpus": 16, "gpus": 4, "node_cpus": 16},
+            Room((Node(16, 4),)),
             {"jobs": 40, "gpus_per_trial": 0.25},
             Slots(16, 1, 1, 0.25, False),
         ),
         (
             {"num_workers": 2},
-            {"cpus": 16, "gpus": 5, "node_cpus": 16},
+            Room((Node(16, 5),)),
             {"jobs": 8},
             Slots(2, 2, 4, 1, True),
         ),
     ],
 )
 def test_slots(scale, cluster, options, expected):
-    assert find_slots(ScaleConfig(**scale), **cluster, **options) == expected
+    assert find_slots(ScaleConfig(**scale), room=cluster, **options) == expected
 
 
 @pytest.mark.parametrize(
@@ -53,23 +54,23 @@ def test_slots(scale, cluster, options, expected):
         ({"cpus_per_worker": 4}, ONE_MACHINE, "a trial needs 1 workers x 4 CPUs = 4"),
         (
             {"cpus_per_worker": 8},
-            {"cpus": 16, "gpus": 0, "node_cpus": 4},
+            Room((Node(4),) * 4),
             "4 on its largest node",
         ),
         (
             {"num_workers": 4},
-            {"cpus": 64, "gpus": 2, "node_cpus": 32},
+            Room((Node(32, 1),) * 2),
             "4 workers x 1 GPU and as many CPUs, the cluster has 2 GPUs",
         ),
     ],
 )
 def test_what_cannot_fit_is_refused_with_what_it_needs_and_what_there_is(scale, cluster, told):
     with pytest.raises(UserError) as error:
-        find_slots(ScaleConfig(**scale), jobs=2, **cluster)
+        find_slots(ScaleConfig(**scale), jobs=2, room=cluster)
     assert told in str(error.value)
 
 
 def test_a_trial_of_several_workers_takes_no_cpu_beside_theirs():
-    request = find_slots(ScaleConfig(num_workers=2), jobs=1, **ONE_MACHINE).request()
+    request = find_slots(ScaleConfig(num_workers=2), jobs=1, room=ONE_MACHINE).request()
     assert request.get("CPU", 0) == 0
     assert all(amount > 0 for amount in request.values())  # Tune refuses an empty request
