@@ -88,6 +88,7 @@ def session_of(room, **scale):
         (Room((Node(5),)), {"num_workers": 2, "cpus_per_worker": 4}, 4, Need(2, 4)),
         (Room((Node(4),)), {"num_workers": 4, "min_workers": 2}, 1, Need(2, 1)),
         (GPUS, {"num_workers": 2}, 8, Need(2, 1, 1)),  # Ray Train's GPU workers ask for one CPU
+        (Room((Node(3, 1),)), {"num_workers": 4}, 3, Need(4, 1, 1)),  # three are to come
         (GPUS.without_gpus(), {"num_workers": 2}, 32, Need(2, 32)),
     ],
 )

@@ -72,7 +72,10 @@ class Session:
         """CPUs (and torch threads) of one training worker or labeling actor."""
         if self.scale.cpus_per_worker is not None:
             return self.scale.cpus_per_worker
-        return self.room.share(max(1, self.scale.num_workers), gpus=int(self.use_gpu))
+        workers = max(1, self.scale.num_workers)
+        if self.use_gpu:  # where more of them are to come, their nodes will be like these
+            return self.room.share(min(workers, self.room.gpus), gpus=1)
+        return self.room.share(workers)
 
     @property
     def workers_need(self) -> Need:

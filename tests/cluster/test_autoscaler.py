@@ -3,6 +3,7 @@
 Its nodes are processes of this machine (Ray's own `fake_multinode` provider, which its tests use).
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -41,6 +42,7 @@ def cluster_file(port):
             "gcs_address": f"127.0.0.1:{port}",
             "head_node_id": HEAD,
             "launch_multiple": True,
+            "use_node_id_as_ip": True,  # all of them have one address
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
             "worker_liveness_check": False,
@@ -117,10 +119,13 @@ class Autoscaled:
     def end(self):
         children = psutil.Process(self.head.pid).children(recursive=True)
         self.head.terminate()
-        self.head.wait(30)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.head.wait(60)
+        self.head.kill()
         _, alive = psutil.wait_procs(children, timeout=10)
         for process in alive:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         shutil.rmtree(self.temporary, ignore_errors=True)
 
 
@@ -144,6 +149,7 @@ def test_nodes_come_for_a_run_and_go_after_it(cluster):
 
     done = cluster.run("--scale.num-workers", "2")
     assert done.returncode == 0, done
+    print(done.stdout)
     told = [line for line in done.stdout.splitlines() if "nodes: " in line or "going on" in line]
     assert "1 process with 1 CPU needed, there is no node that computes" in told[0], told
     assert "2 processes with 1 CPU each needed, there is 1 CPUs and 0 GPUs on 1 node" in told[2]
