@@ -146,8 +146,8 @@ def test_waiting_asks_for_nodes_says_so_and_takes_the_request_back(monkeypatch):
     wait_for_room(Need(2, 1, 1), cluster.emit, minutes=1)
     assert cluster.asked == [[{"CPU": 1, "GPU": 1}] * 2, []]
     assert cluster.told == [
-        "waiting up to 1 minutes for nodes: 2 processes with 1 GPU and 1 CPU each needed, there is "
-        "no node that computes",
+        "waiting up to 1 minutes for nodes: 2 processes with 1 GPU and 1 CPU each needed, the "
+        "cluster has no node that computes",
         "going on after 0 s: 4 CPUs and 2 GPUs on 2 nodes",
     ]
 

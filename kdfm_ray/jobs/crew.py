@@ -172,7 +172,7 @@ class Crew:
             now, need = room_now(), self._session.workers_need
             if not need.fits(now):
                 self._told_of_silence = True
-                text = f"waiting up to {minutes:g} minutes for nodes: {need} needed, there is {now}"
+                text = f"waiting for nodes: {need} needed, the cluster has {now}"
                 self._session.emit({"stage": "", "note": text})
 
     def leave(self) -> None:

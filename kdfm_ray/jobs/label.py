@@ -213,7 +213,7 @@ def _label_by_job(
     context.enable_progress_bars = False  # the live view has its own
     context.max_errored_blocks = 0  # a lost block would be lost labels
     # Actors write their files themselves: nothing but shard bounds passes through Ray, and no
-    # other task competes with actors that hold all CPUs.
+    # other task competes with actors that hold all CPUs. Ray Data spreads actors over the nodes.
     cpus = session.cpus_to_ask(session.cpus_per_worker)
     resources: dict[str, Any] = {"num_gpus": gpus} if session.use_gpu else {"num_cpus": cpus}
     done = (
@@ -223,7 +223,6 @@ def _label_by_job(
             fn_constructor_args=(task, session.emit),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(actors, len(shards))),
-            scheduling_strategy="SPREAD",  # each node reads what it needs of the store by itself
             **resources,
         )
         .take_all()

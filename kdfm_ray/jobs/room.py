@@ -77,8 +77,8 @@ class Room:
     def __str__(self) -> str:
         if not self.nodes:
             return "no node that computes"
-        nodes = "1 node" if len(self.nodes) == 1 else f"{len(self.nodes)} nodes"
-        return f"{self.cpus} CPUs and {self.gpus} GPUs on {nodes}"
+        has = [_count(self.cpus, "CPU")] + ([_count(self.gpus, "GPU")] if self.gpus else [])
+        return f"{' and '.join(has)} on {_count(len(self.nodes), 'node')}"
 
 
 def room_now(*, head_alone: bool = False) -> Room:
@@ -143,14 +143,16 @@ class Need:
         return [each] * self.processes
 
     def __str__(self) -> str:
-        each = f"{self.cpus} CPU" if self.cpus == 1 else f"{self.cpus} CPUs"
+        each = _count(self.cpus, "CPU")
         if self.gpus:
-            each = f"{self.gpus} GPU and {each}"
-        return (
-            f"1 process with {each}"
-            if self.processes == 1
-            else (f"{self.processes} processes with {each} each")
-        )
+            each = f"{_count(self.gpus, 'GPU')} and {each}"
+        if self.processes == 1:
+            return f"1 process with {each}"
+        return f"{self.processes} processes with {each} each"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def wait_for_room(
@@ -173,7 +175,7 @@ def wait_for_room(
         return
     from ray.autoscaler.sdk import request_resources
 
-    text = f"waiting up to {minutes:g} minutes for nodes: {need} needed, there is {now}"
+    text = f"waiting up to {minutes:g} minutes for nodes: {need} needed, the cluster has {now}"
     emit({"stage": "", "note": text})
     started = time.monotonic()
     try:
@@ -192,7 +194,7 @@ def wait_for_room(
             if time.monotonic() - started > 60 * minutes:
                 raise RunFailed(
                     f"no more nodes came within {minutes:g} minutes (faults.wait_minutes): {need} "
-                    f"needed, there is {now}. See what `ray status` says on the cluster, or "
+                    f"needed, the cluster has {now}. See what `ray status` says on the cluster, or "
                     "ask for less: scale.num_workers, scale.cpus_per_worker, or scale.use_gpu no; "
                     "the same command goes on"
                 )

@@ -119,7 +119,7 @@ def _settings_table(settings: Sequence[Setting], fields: Sequence[str]) -> str:
     body = []
     for number, setting in enumerate(settings[:SHOWN_SETTINGS]):
         figures = setting.figures
-        cells = "".join(f"<td>{_text(_short(value))}</td>" for value in setting.values.values())
+        cells = "".join(f"<td>{_text(short(value))}</td>" for value in setting.values.values())
         val = figures.get("val_accuracy")
         size = figures.get("trusted_size")
         for shown in (
@@ -158,7 +158,7 @@ def _methods(settings: Sequence[Setting], fields: Sequence[str]) -> str:
     head += "".join(f"<th class=n>{_text(title)}</th>" for title in shown.values())
     body = []
     for setting in sorted(settings, key=lambda each: each.number)[:SHOWN_SETTINGS]:
-        cells = "".join(f"<td>{_text(_short(value))}</td>" for value in setting.values.values())
+        cells = "".join(f"<td>{_text(short(value))}</td>" for value in setting.values.values())
         cells += "".join(f"<td class=n>{_spread(setting.figures.get(name))}</td>" for name in shown)
         body.append(f"<tr>{cells}</tr>")
     return (
@@ -237,8 +237,8 @@ def _heat_map(settings: Sequence[Setting], first: str, second: str) -> Figure:
             color = "black" if grid[row, column] > middle else "white"
             text = f"{grid[row, column]:.2f}"
             axes.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
-    axes.set_xticks(range(len(xs)), [_short(x) for x in xs])
-    axes.set_yticks(range(len(ys)), [_short(y) for y in ys])
+    axes.set_xticks(range(len(xs)), [short(x) for x in xs])
+    axes.set_yticks(range(len(ys)), [short(y) for y in ys])
     axes.set_xlabel(first)
     axes.set_ylabel(second)
     figure.colorbar(image, label="validation accuracy, %")
@@ -309,7 +309,7 @@ def _positions(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, st
         marks = sorted(set(values))
         if len(marks) > 6:
             marks = [low, (low + high) / 2, high]
-        return heights, [((m - low) / width if high > low else 0.5, _short(m)) for m in marks]
+        return heights, [((m - low) / width if high > low else 0.5, short(m)) for m in marks]
     kinds = sorted({str(value) for value in values})
     place = {kind: (i + 0.5) / len(kinds) for i, kind in enumerate(kinds)}
     return [place[str(value)] for value in values], [(h, kind) for kind, h in place.items()]
@@ -335,7 +335,7 @@ def _svg(figure: Figure) -> str:
 
 
 def _label(setting: Setting, fields: Sequence[str]) -> str:
-    parts = (f"{name.rpartition('.')[2]} {_short(setting.values[name])}" for name in fields)
+    parts = (f"{name.rpartition('.')[2]} {short(setting.values[name])}" for name in fields)
     return ", ".join(parts)
 
 
@@ -353,7 +353,8 @@ def _interval(found: Spread | None) -> str:
     return f"{100 * low:+.2f} to {100 * high:+.2f}"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A setting's value as people read it."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

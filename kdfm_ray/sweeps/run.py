@@ -30,7 +30,7 @@ from kdfm_ray.report.run_folder import write_whole
 from kdfm_ray.report.table import percent
 from kdfm_ray.store import Store, default_root
 from kdfm_ray.sweeps.ledger import ENDED, KEPT, TRIALS, Cells, Ledger, Status, take_cells
-from kdfm_ray.sweeps.page import write_page
+from kdfm_ray.sweeps.page import short, write_page
 from kdfm_ray.sweeps.plan import Planned, Work, missing_work, plan_trials
 from kdfm_ray.sweeps.results import Setting, summarize, trial_rows, write_tables
 from kdfm_ray.sweeps.savings import Savings, describe, savings, to_json
@@ -466,7 +466,7 @@ class _Driver:
     def _end_line(self, name: str) -> str:
         trial, record = self._trials[name], self._ledger.of(name)
         values = " ".join(
-            f"{key.rpartition('.')[2]}={value}" for key, value in trial.values.items()
+            f"{key.rpartition('.')[2]}={short(value)}" for key, value in trial.values.items()
         )
         ended = sum(self._ledger.of(each).status in ENDED for each in self._trials)
         text = f"{record.status}, validation {percent(record.val_accuracy)}"

@@ -13,7 +13,7 @@ from rich.table import Table
 from kdfm_ray.report.place import is_uri, read_folder
 from kdfm_ray.report.table import percent
 from kdfm_ray.sweeps.ledger import TRIALS
-from kdfm_ray.sweeps.page import PAGE
+from kdfm_ray.sweeps.page import PAGE, short
 from kdfm_ray.sweeps.run import LOCK, NOW, SWEEP, SweepResult
 from kdfm_ray.sweeps.savings import describe
 from kdfm_ray.sweeps.view import describe_now
@@ -138,7 +138,7 @@ def _print_settings(folder: Path, fields: list[str], console: Console, title: st
     for name in (*fields, "validation", "test"):
         table.add_column(name, justify="right" if name in ("validation", "test") else "left")
     for row in rows[:SHOWN]:
-        cells = [str(row[name]) for name in fields]
+        cells = [short(row[name]) for name in fields]
         for name in ("val_accuracy", "test_accuracy"):
             sd = row.get(f"{name}_sd")
             spread = "" if sd is None else f" ± {100 * sd:.2f}"

@@ -151,9 +151,9 @@ def test_nodes_come_for_a_run_and_go_after_it(cluster):
     assert done.returncode == 0, done
     print(done.stdout)
     told = [line for line in done.stdout.splitlines() if "nodes: " in line or "going on" in line]
-    assert "1 process with 1 CPU needed, there is no node that computes" in told[0], told
-    assert "2 processes with 1 CPU each needed, there is 1 CPUs and 0 GPUs on 1 node" in told[2]
-    assert "2 CPUs and 0 GPUs on 2 nodes" in told[3], told
+    assert "1 process with 1 CPU needed, the cluster has no node that computes" in told[0], told
+    assert "2 processes with 1 CPU each needed, the cluster has 1 CPU on 1 node" in told[2]
+    assert "2 CPUs on 2 nodes" in told[3], told
     assert sorted(cluster.nodes()) == [0, 1, 1]
 
     deadline = time.monotonic() + 120

@@ -144,7 +144,7 @@ def test_from_no_node_to_two_to_one_and_back(cluster, tmp_path):
     folder.mkdir()
     flags = group | {"scale__num_workers": 2, "scale__min_workers": 1}
     with Disturbed(folder, flags, environment=join(cluster)) as run:
-        wait_for_text(run, "1 process with 1 CPU needed, there is no node that computes")
+        wait_for_text(run, "1 process with 1 CPU needed, the cluster has no node that computes")
         for _ in range(2):
             cluster.add_node(num_cpus=1)
         wait_for_text(run, "going on after")
