@@ -1,4 +1,4 @@
-"""The command line: ``kdfm train``, ``sweep``, ``submit``, ``presets`` and ``bench``.
+"""The command line: ``kdfm train``, ``sweep``, ``submit``, ``presets``, ``bench`` and ``doctor``.
 
 Flags are built by tyro from the config's own types, one for every field. Their values stay text
 until all of them are read, so that every mistake is reported at once, by the config itself.
@@ -33,6 +33,8 @@ usage: kdfm COMMAND ...
   kdfm presets                    presets and sweeps by name, with their cost and result
   kdfm bench step|augment|label|select [--flags]
                                   how fast the parts are on this machine
+  kdfm doctor [--store STORE]     whether this machine (and the cluster of RAY_ADDRESS) is fit for
+                                  a run, and how to mend what is not
 
 A preset is a name or path/to/file.py:function. Own images: kdfm train --data.labeled DIR
 --data.unlabeled DIR [--data.test DIR] --out RUN
@@ -54,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "submit": _submit,
         "presets": _presets,
         "bench": _bench,
+        "doctor": _doctor,
     }
     try:
         if command not in commands:
@@ -224,6 +227,43 @@ def _bench(arguments: list[str]) -> None:
         raise UserError(f"kdfm bench {name} does not take {' '.join(unknown)}: see --help")
     found = bench.run()
     print(json.dumps(found) if bench.json else _as_lines(found))
+
+
+def _doctor(arguments: list[str]) -> None:
+    """Print what was found as it is found; an error ends with exit status 1."""
+    import tyro
+
+    from kdfm_ray.doctor import as_json, as_lines, examine, failed
+    from kdfm_ray.store import default_root
+
+    def note(text: str) -> Any:
+        return tyro.conf.arg(help=text)
+
+    kinds: list[Any] = [
+        ("store", Annotated[str, note("folder or URI of the artifacts")], default_root()),
+        ("json", Annotated[bool, note("print one JSON object")], False),
+    ]
+    flags: Any = dataclasses.make_dataclass("Flags", kinds, frozen=True)
+    parsed, unknown = tyro.cli(
+        flags,
+        args=arguments,
+        prog="kdfm doctor",
+        description="Look at this machine, at the cluster of RAY_ADDRESS if there is one, and at "
+        "the store. Exit status 1 where a run would fail.",
+        return_unknown_args=True,
+    )
+    if unknown:
+        raise UserError(f"kdfm doctor does not take {' '.join(unknown)}: see --help")
+    found = []
+    for finding in examine(parsed.store):
+        found.append(finding)
+        if not parsed.json:
+            print("\n".join(as_lines([finding])), flush=True)
+    if parsed.json:
+        print(as_json(found))
+    if failed(found):
+        names = ", ".join(each.name for each in found if each.state == "error")
+        raise RunFailed(f"a run would fail here: {names}")
 
 
 def _as_lines(values: dict[str, Any], indent: str = "") -> str:

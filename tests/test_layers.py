@@ -12,7 +12,7 @@ LAYERS = [
     ["__main__"],
     ["cli"],
     ["__init__"],
-    ["api", "bench"],
+    ["api", "bench", "doctor"],
     ["sweeps"],
     ["report"],
     ["pipeline"],
