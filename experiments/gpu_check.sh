@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# The GPU tests and the benchmarks on one GPU, in under 8 minutes, without a network.
+# What a machine with one GPU can show, without a network: tests and benchmarks in under 8 minutes, and
+# whole runs, in which the stages take the one GPU in turn, in under 8 more.
 #
-#     experiments/gpu_check.sh [FOLDER]      # results go there, by default gpu_check/
+#     experiments/gpu_check.sh [FOLDER]           # all; results go there, by default gpu_check/
+#     experiments/gpu_check.sh FOLDER bench       # tests and benchmarks alone
+#     experiments/gpu_check.sh FOLDER runs        # runs alone
 #
 # PYTHON: an interpreter with kdfm_ray and its dev packages; by default .venv's, else python3.
 set -uo pipefail # a part that fails is told, and the others still run
 out=$(realpath -m "${1:-gpu_check}")
+part=${2:-all}
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 command -v "$python" > /dev/null || python=python3
@@ -18,6 +22,7 @@ if not torch.cuda.is_available():
     sys.exit("torch sees no GPU here: run this on a machine with one")
 print(torch.cuda.get_device_name(0), "torch", torch.__version__, "CUDA", torch.version.cuda)' || exit 1
 
+if [[ $part != runs ]]; then
 timeout 120 "$python" -m pytest tests/gpu -p no:cacheprovider 2>&1 | tee "$out/tests.log" || failed=1
 
 bench() { # SECONDS PART FLAGS...
@@ -37,6 +42,22 @@ bench 20 augment --size 32
 bench 25 label --model wrn_28_2 --count 50000 $pinned
 bench 20 select --count 60000
 bench 60 select --count 1000000
+fi
 
-echo "results: $out/tests.log, $out/bench.jsonl"
+if [[ $part != bench ]]; then
+"$python" -m kdfm_ray doctor --store "$out/store" | tee "$out/doctor.log" || failed=1
+# Training, labeling and selection, each with the one GPU; a labeling pass by two actors that share it.
+timeout 200 "$python" -m kdfm_ray train digits --label.gpus-per-actor 0.5 --scale.use-gpu yes \
+  --out "$out/run" --store "$out/store" 2>&1 | tee "$out/run.log" || failed=1
+# A sweep: one trial at a time, then two that share the GPU.
+sweep="sweep digits --grid select.tau_select=0.7,0.8 --seeds 0 --train.steps 60 --train.eval-every 30"
+timeout 120 "$python" -m kdfm_ray $sweep --scale.use-gpu yes --out "$out/sweep" --store "$out/store" \
+  2>&1 | tee "$out/sweep.log" || failed=1
+grep -q "1 trial at once, 1 GPU each" "$out/sweep.log" || { echo "not one trial at a time"; failed=1; }
+timeout 120 "$python" -m kdfm_ray $sweep --scale.use-gpu yes --gpus-per-trial 0.5 \
+  --out "$out/shared" --store "$out/store-shared" 2>&1 | tee "$out/shared.log" || failed=1
+grep -q "2 trials at once, 0.5 GPU each" "$out/shared.log" || { echo "GPU not shared"; failed=1; }
+fi
+
+echo "results: $out"
 exit $failed

@@ -6,7 +6,8 @@ FixMatch's outer network and the pass that labels every unlabeled image, each wo
 in float32 and without batch norm, so that nothing but the order of sums may differ. A line of JSON
 for each number of workers:
 
-    loss_difference      largest relative difference of a logged loss from that of one worker
+    first_difference     of the loss of the first updates from that of one worker, relative
+    loss_difference      the largest of all logged ones: rounding grows with each update
     seconds_per_update   median over the logged intervals, without the first
     predicted            by the model of docs/scaling.md, which knows the times of 1 and 2 workers
     overhead_ms          of an update, beside the arithmetic: measured - (one worker's time / cores)
@@ -54,6 +55,7 @@ def main() -> None:
         ideal = first["seconds_per_update"] / min(workers, cores)
         line = {
             "workers": workers,
+            "first_difference": f"{difference(found['losses'][:1], first['losses'][:1]):.1e}",
             "loss_difference": f"{difference(found['losses'], first['losses']):.1e}",
             "seconds_per_update": round(measured, 4),
             "images_per_second": round(found["images"] / measured),
