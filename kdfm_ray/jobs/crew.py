@@ -20,13 +20,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import fsspec
-
 from kdfm_ray.config import Config
 from kdfm_ray.jobs.interrupts import hear_interrupts
 from kdfm_ray.jobs.room import room_now, wait_for_room
 from kdfm_ray.jobs.session import Session, quiet_libraries, start_beside_driver
 from kdfm_ray.models.numerics import Numerics
+from kdfm_ray.remote import open_files
 from kdfm_ray.store import Store
 from kdfm_ray.types import Emit, Role, RunFailed, Stopped, UserError
 
@@ -274,7 +273,7 @@ class Crew:
             trainer.fit()
         finally:
             with contextlib.suppress(Exception):  # what Ray keeps: nothing that the store lacks
-                files, folder = fsspec.url_to_fs(f"{storage}/{name}")
+                files, folder = open_files(f"{storage}/{name}")
                 files.rm(folder, recursive=True)
 
 

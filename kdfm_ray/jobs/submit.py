@@ -7,6 +7,7 @@ file. Nothing else does, so a folder of images beside them is not uploaded by mi
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import shutil
@@ -152,6 +153,8 @@ def submit(submission: Submission, say: Callable[[str], None]) -> None:
 def _connect(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
+    # It logs what it uploads; we say so in our own words.
+    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(address)
         client.list_jobs()

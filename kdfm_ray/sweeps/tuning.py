@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import fsspec
 from ray import tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
+from kdfm_ray.remote import open_files
 from kdfm_ray.sweeps.asha import SCORE, STEP, GroupedScheduler
 from kdfm_ray.sweeps.ledger import Status
 from kdfm_ray.sweeps.slots import Slots
@@ -140,7 +140,7 @@ def _run_once(
         ) from error
     finally:
         with contextlib.suppress(Exception):
-            files, folder = fsspec.url_to_fs(f"{storage}/{name}")
+            files, folder = open_files(f"{storage}/{name}")
             files.rm(folder, recursive=True)
     return relay.over
 
