@@ -163,11 +163,16 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
     from kdfm_ray.report.place import default_place, folder_at
     from kdfm_ray.report.run_folder import RunFolder
     from kdfm_ray.report.table import print_report
+    from kdfm_ray.report.trackers import open_tracker
 
     config = absolute_paths(config)
     place = config.out or default_place("runs", f"{name}-{config.hash()[:8]}", config.store)
     console = Console(highlight=False, quiet=not progress)
-    with LiveView(console) as view, folder_at(place, view) as path:
+    with (
+        LiveView(console) as view,
+        folder_at(place, view) as path,
+        open_tracker(config, name, view) as tracker,
+    ):
         folder = RunFolder(path, config)
 
         def emit(event: Event) -> None:
@@ -176,6 +181,7 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
             trouble = folder.log(event)
             if trouble is not None:
                 view({"note": f"warning: {trouble}"})
+            tracker.log(event)
             view(event)
 
         if folder.note:
@@ -186,6 +192,7 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
                 folder.complete(finished.artifacts[role])
         report = make_report(finished)
         folder.finish(finished.artifacts, report)
+        tracker.finish(report)
     print_report(report, console, place)
     return Run(path, report)
 

@@ -286,6 +286,7 @@ NOT_IN_HASH: Any = {
     "scale": True,
     "faults": True,
     "on_warning": True,
+    "track": True,
     "data": {"root", "device"},
     "label": {"num_actors", "gpus_per_actor"},
 }
@@ -315,6 +316,9 @@ class Config(Section):
     faults: FaultConfig = FaultConfig()
     on_warning: Literal["continue", "stop"] = Field(
         "continue", description="after a warning of a stage: go on, or end there with its text"
+    )
+    track: Literal["none", "mlflow", "wandb"] = Field(
+        "none", description="also report metrics there; needs kdfm_ray[mlflow] or [wandb]"
     )
 
     @field_validator("out", mode="before")

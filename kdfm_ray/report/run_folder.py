@@ -156,7 +156,7 @@ def _check_same_run(path: Path, config: Config) -> str:
     if before.hash() == config.hash():
         return ""
     old, new = (
-        _flat(each.model_dump(mode="json", exclude=NOT_IN_HASH)) for each in (before, config)
+        flat(each.model_dump(mode="json", exclude=NOT_IN_HASH)) for each in (before, config)
     )
     changed = {
         name: f"{name} was {old.get(name)!r}, is {new[name]!r}"
@@ -215,14 +215,15 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config's values by dotted names."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def _add_to_json(path: Path, values: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from kdfm_ray.types import UserError
 
 # Sections that change no result, or that the sweep itself decides on.
 NOT_VARIED = {
-    *("seed", "out", "store", "scale", "faults", "on_warning", "baseline"),
+    *("seed", "out", "store", "scale", "faults", "on_warning", "track", "baseline"),
     *(
         "data.root",
         "data.device",
