@@ -145,6 +145,11 @@ class FixMatchConfig(Section):
         description="masked: images without an unlabeled loss skip the strong pass; faster, but "
         "another algorithm where batch norm sees fewer images",
     )
+    align: Literal["none", "labeled", "uniform"] = Field(
+        "none",
+        description="distribution alignment: pseudo labels in the proportions of the labeled "
+        "images, or of equal classes; for images whose classes are not equally many",
+    )
 
 
 class AugmentConfig(Section):
@@ -213,6 +218,11 @@ class SelectConfig(Section):
         None, ge=2, description="hdbscan: smallest cluster; none: images / 40 classes"
     )
     hdbscan_min_samples: int = Field(5, ge=1, description="hdbscan: neighbors of a core point")
+    max_per_class: int | None = Field(
+        None,
+        ge=1,
+        description="trust at most so many images of a class, the most confident ones; none: all",
+    )
 
     @model_validator(mode="after")
     def _two_targets(self) -> SelectConfig:
@@ -290,6 +300,22 @@ NOT_IN_HASH: Any = {
     "data": {"root", "device"},
     "label": {"num_actors", "gpus_per_actor"},
 }
+
+# Fields that came when results had been recorded: at these values they change nothing, and hashes
+# and keys leave them out, so that what was recorded is found again.
+CAME_LATER: dict[str, dict[str, Any]] = {
+    "fixmatch": {"align": "none"},
+    "select": {"max_per_class": None},
+}
+
+
+def hashed(section: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a section as they go into hashes and keys."""
+    later = CAME_LATER.get(section, {})
+    return {name: each for name, each in values.items() if later.get(name, _NOTHING) != each}
+
+
+_NOTHING = object()
 
 
 class Config(Section):
@@ -379,7 +405,8 @@ class Config(Section):
 
     def hash(self) -> str:
         """Content hash (16 hex digits) of everything that changes the result."""
-        return content_hash(self.model_dump(mode="json", exclude=NOT_IN_HASH))
+        values = self.model_dump(mode="json", exclude=NOT_IN_HASH)
+        return content_hash(values | {name: hashed(name, values[name]) for name in CAME_LATER})
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML; ``from_yaml`` reads it back equal."""

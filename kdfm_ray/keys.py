@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from kdfm_ray.config import Config, content_hash
+from kdfm_ray.config import Config, content_hash, hashed
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.types import Role
 
@@ -75,7 +75,7 @@ def network_key(
     }
     if role != "baseline":
         parts["augment"] = config.augment.model_dump(mode="json")
-        parts["fixmatch"] = config.fixmatch.model_dump(mode="json")
+        parts["fixmatch"] = hashed("fixmatch", config.fixmatch.model_dump(mode="json"))
     if role == "inner":
         unused = set() if config.inner.trusted_noise else {"trusted_noise"}
         parts["inner"] = config.inner.model_dump(mode="json", exclude=unused)
@@ -91,7 +91,7 @@ def labels_key(outer: str, numerics: Numerics) -> str:
 
 def trusted_key(config: Config, labels: str) -> str:
     """Key of the trusted subset."""
-    select = config.select.model_dump(mode="json")
+    select = hashed("select", config.select.model_dump(mode="json"))
     return _key("trusted", {"labels": labels, "seed": config.seed, "select": select})
 
 

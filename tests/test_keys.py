@@ -31,6 +31,7 @@ STAGES = ("baseline", "outer", "labels", "trusted", "inner", "evaluation")
         ({"label__gpus_per_actor": 0.5}, ()),
         ({"data__root": "/elsewhere"}, ()),
         ({"data__device": "host"}, ()),
+        ({"fixmatch__align": "none", "select__max_per_class": None}, ()),  # as before there was any
         ({"seed": 1}, STAGES),
         ({"train__steps": 5}, STAGES),
         ({"model__name": "wrn_28_2"}, STAGES),
@@ -41,6 +42,8 @@ STAGES = ("baseline", "outer", "labels", "trusted", "inner", "evaluation")
         ({"train__memory_format": "contiguous"}, ()),
         ({"fixmatch__tau": 0.9}, STAGES[1:]),
         ({"fixmatch__strong_views": "masked"}, STAGES[1:]),
+        ({"fixmatch__align": "labeled"}, STAGES[1:]),
+        ({"select__max_per_class": 50}, STAGES[3:]),
         ({"augment__cutout": 0.3}, STAGES[1:]),
         ({"select__tau_select": 0.7}, STAGES[3:]),
         ({"select__clusterer": "kmeans"}, STAGES[3:]),

@@ -86,6 +86,7 @@ def _select(
             gpu=use_gpu,
             options=clusterer_options(settings),
             allowed_fall=settings.allowed_fall,
+            max_per_class=settings.max_per_class,
             class_names=dataset.record()["classes"],
             emit=lambda event: emit({"stage": "select"} | event),
         )
@@ -106,6 +107,6 @@ def clusterer_options(settings: SelectConfig) -> dict[str, object]:
     """Settings of the clusterers: all of the section that is not an argument of its own."""
     named = {
         *("tau_select", "clusterer", "num_clusters", "labeled_weight", "sample_size"),
-        "allowed_fall",
+        *("allowed_fall", "max_per_class"),
     }
     return settings.model_dump(exclude=named)

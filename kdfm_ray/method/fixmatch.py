@@ -21,6 +21,7 @@ from kdfm_ray.method.merge import merge_targets
 from kdfm_ray.models.backbone import Output
 
 Forward = Callable[[Tensor], Output]
+Align = Callable[[Tensor], Tensor]  # probabilities float32 [u, k] -> the same, aligned
 StrongViews = Callable[[Tensor], Tensor]  # positions int64 [m] -> uint8 [m, c, h, w]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -60,6 +61,7 @@ def fixmatch_step(
     unlabeled_loss: Loss,
     denom_x: float,
     denom_u: float,
+    align: Align | None = None,
 ) -> StepOutput:
     """The update of FixMatch, with trusted labels merged in (KD-FixMatch, Heuristic 1).
 
@@ -80,9 +82,12 @@ def fixmatch_step(
         unlabeled_loss: per-image loss of ``(logits, target)``.
         denom_x: global labeled images / workers.
         denom_u: global unlabeled images / workers, whatever the mask lets through.
+        align: what is done to the probabilities of weak views before they become labels.
     """
     with torch.no_grad():
         probs_u = forward(weak_u).logits.softmax(dim=1)
+        if align is not None:
+            probs_u = align(probs_u)
     targets = merge_targets(probs_u, trusted_u, tau_inner=tau)
 
     target_u, mask_u = targets.target, targets.mask

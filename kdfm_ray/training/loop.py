@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdfm_ray.checkpoints import Checkpoints
 from kdfm_ray.config import Config
 from kdfm_ray.data.streams import rng
+from kdfm_ray.method.align import Alignment, class_shares
 from kdfm_ray.method.fixmatch import Loss, StepOutput, fixmatch_step, supervised_step
 from kdfm_ray.method.losses import make_loss
 from kdfm_ray.models.backbone import Network, Output
@@ -128,7 +129,14 @@ def _resume(training: Training, meter: Meter, saver: Saver, runtime: Runtime) ->
     if state is None:
         return 0
     try:
-        restore_state(state, training.network, training.ema.network, training.optimizer, runtime)
+        restore_state(
+            state,
+            training.network,
+            training.ema.network,
+            training.optimizer,
+            training.alignment,
+            runtime,
+        )
         meter.restore(state.facts, state.step)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -144,7 +152,13 @@ def _save(
     with meter.pause():
         facts = meter.facts(step)  # raises where the loss is not finite: nothing is saved then
         state: State | None = copy_state(
-            step, training.network, training.ema.network, training.optimizer, facts, runtime
+            step,
+            training.network,
+            training.ema.network,
+            training.optimizer,
+            training.alignment,
+            facts,
+            runtime,
         )
         saver.save(state, wait=wait)
 
@@ -183,6 +197,7 @@ class Training:
         ema: its moving average.
         optimizer: over its weights.
         batches: of every step.
+        alignment: of pseudo labels; does nothing, and has no state, where it is off.
     """
 
     def __init__(
@@ -208,7 +223,8 @@ class Training:
             layer_decay=train.layer_decay,
         )
         self.batches = Batches(data, config, role, runtime)
-        self._loss = _Loss(wrapped, config, role, runtime, numerics)
+        self.alignment = _make_alignment(network, data, config, role, runtime)
+        self._loss = _Loss(wrapped, config, role, runtime, numerics, self.alignment)
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self._random_layers = _has_dropout(network)
         self._config = config
@@ -266,7 +282,9 @@ class _Loss:
         role: Role,
         runtime: Runtime,
         numerics: Numerics,
+        alignment: nn.Module,
     ) -> None:
+        self._align = alignment
         self._wrapped, self._config, self._role = wrapped, config, role
         self._device, self._numerics = runtime.device, numerics
         # A mean over the global batch: DDP divides by the number of workers, so we do not.
@@ -300,6 +318,7 @@ class _Loss:
             unlabeled_loss=self._unlabeled,
             denom_x=self._denom_x,
             denom_u=self._denom_u,
+            align=self._align,
         )
 
     def _forward(self, images: Tensor) -> Output:
@@ -307,6 +326,18 @@ class _Loss:
         # pass without a graph has cast into the pass that needs their gradient.
         with self._numerics.autocast(self._device):
             return self._wrapped(images)
+
+
+def _make_alignment(
+    network: Network, data: TrainingData, config: Config, role: Role, runtime: Runtime
+) -> nn.Module:
+    if config.fixmatch.align == "none" or role == "baseline":
+        return nn.Identity()
+    target = torch.ones(network.spec.num_classes)
+    if config.fixmatch.align == "labeled":
+        labels = torch.from_numpy(data.labels[data.split.labeled_index])
+        target = class_shares(labels, network.spec.num_classes)
+    return Alignment(target.to(runtime.device), runtime.sum_over_workers)
 
 
 def _has_dropout(network: nn.Module) -> bool:

@@ -32,7 +32,8 @@ class State:
 
     Attributes:
         step: finished updates.
-        tensors: ``network.*``, ``ema.*``, ``optimizer.NUMBER.NAME``, and ``buffers`` float32
+        tensors: ``network.*``, ``ema.*``, ``optimizer.NUMBER.NAME``, ``alignment.*`` where pseudo
+            labels are aligned, and ``buffers`` float32
             ``[workers, n]``, the floating-point buffers of both networks in their order.
         facts: JSON of whoever else has something to keep.
     """
@@ -66,6 +67,7 @@ def copy_state(
     network: Network,
     ema: Network,
     optimizer: torch.optim.Optimizer,
+    alignment: nn.Module,
     facts: dict[str, Any],
     runtime: Runtime,
 ) -> State | None:
@@ -81,6 +83,7 @@ def copy_state(
             for name, value in values.items()
             if isinstance(value, Tensor)
         }
+    tensors |= {f"alignment.{name}": value for name, value in alignment.state_dict().items()}
     tensors["buffers"] = buffers
     return State(step, {name: _copy(value) for name, value in tensors.items()}, facts)
 
@@ -90,6 +93,7 @@ def restore_state(
     network: Network,
     ema: Network,
     optimizer: torch.optim.Optimizer,
+    alignment: nn.Module,
     runtime: Runtime,
 ) -> None:
     """Put a state back, in place, on every worker.
@@ -100,6 +104,7 @@ def restore_state(
     try:
         network.load_state_dict(_below(state.tensors, "network."))
         ema.load_state_dict(_below(state.tensors, "ema."))
+        alignment.load_state_dict(_below(state.tensors, "alignment."))
         _restore_optimizer(optimizer, _below(state.tensors, "optimizer."))
         rows = state.tensors["buffers"]
         mine = rows[runtime.rank] if len(rows) == runtime.world_size else rows.mean(dim=0)

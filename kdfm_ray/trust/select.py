@@ -51,10 +51,11 @@ class Selection:
             a clusterer.
         cluster_to_class: class of each cluster; -1 for a cluster without images.
         record: fit for JSON. ``filters`` (``all``, ``confidence``, ``agreement``: see
-            ``Images.figures``), ``nmi`` and ``ari`` of clusters against pseudo labels (noise left
-            out), ``agreement`` (matched, at DEC's ``start`` and at the ``end``), ``fallback``
-            (DEC's start was used), ``cluster_sizes`` (labeled images among them), ``noise``,
-            ``part_seconds``, ``warnings``, and the clusterer's ``details``.
+            ``Images.figures``; with ``max_per_class`` also ``before_quota``), ``nmi`` and ``ari``
+            of clusters against pseudo labels (noise left out), ``agreement`` (matched, at DEC's
+            ``start`` and at the ``end``), ``fallback`` (DEC's start was used), ``cluster_sizes``
+            (labeled images among them), ``noise``, ``part_seconds``, ``warnings``, and the
+            clusterer's ``details``.
     """
 
     trusted_index: Int64[np.ndarray, " t"]
@@ -83,6 +84,7 @@ def select_trusted(
     gpu: bool = False,
     options: Mapping[str, Any] | None = None,
     allowed_fall: float = 0.0,
+    max_per_class: int | None = None,
     class_names: Sequence[str] | None = None,
     emit: Emit | None = None,
 ) -> Selection:
@@ -107,6 +109,8 @@ def select_trusted(
         options: settings of the clusterers, see ``make_clusterer``.
         allowed_fall: how far DEC may lower the matched agreement below its k-means start before
             that start is used in its place; 1 switches the comparison off.
+        max_per_class: trust at most so many images of a class, the most confident (of equally
+            confident ones the first); ``None`` for all.
         class_names: for the warnings; class numbers without it.
         emit: takes progress events.
 
@@ -140,6 +144,10 @@ def select_trusted(
     if not trusted.any():
         raise EmptyTrustedError(_none_agrees(clusterer, tau, cluster[confident & images.unlabeled]))
 
+    agreed = trusted
+    if max_per_class is not None:
+        trusted = _most_confident(images, agreed, max_per_class)
+
     real = (cluster != NOISE) & images.unlabeled
     index = np.flatnonzero(trusted)
     record = {
@@ -148,6 +156,7 @@ def select_trusted(
         "filters": {
             "all": images.figures(images.unlabeled),
             "confidence": images.figures(confident),
+            **({} if max_per_class is None else {"before_quota": images.figures(agreed)}),
             "agreement": images.figures(trusted),
         },
         "nmi": normalized_mutual_information(cluster[real], images.predicted[real]),
@@ -157,6 +166,18 @@ def select_trusted(
         "part_seconds": {"total": time.perf_counter() - started, **seconds},
     }
     return Selection(index, images.predicted[index], cluster, matching.cluster_to_class, record)
+
+
+def _most_confident(
+    images: Images, among: Bool[np.ndarray, " n"], most: int
+) -> Bool[np.ndarray, " n"]:
+    """At most so many images of each class."""
+    kept = np.zeros(len(among), bool)
+    for number in range(images.num_classes):
+        members = np.flatnonzero(among & (images.predicted == number))
+        order = np.argsort(-images.confidence[members], kind="stable")
+        kept[members[order[:most]]] = True
+    return kept
 
 
 @dataclass(frozen=True)

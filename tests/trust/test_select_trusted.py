@@ -320,3 +320,25 @@ def test_unknown_clusterer_and_option():
         select([0, 1, 2], [0.9] * 3, clusterer="magic")
     with pytest.raises(ValueError, match="unknown clusterer option speed"):
         select([0, 1, 2], [0.9] * 3, options={"speed": 11})
+
+
+def test_a_quota_keeps_the_most_confident_of_each_class(say):
+    say([2, 2, 2, 0, 0, 1, 1])
+    found = select(
+        [0, 0, 0, 1, 1, 2, 2],
+        [0.90, 0.95, 0.95, 0.9, 0.99, 0.9, 0.9],
+        truth=[1, 0, 0, 1, 1, 2, 2],
+        max_per_class=1,
+    )
+    assert found.trusted_index.tolist() == [1, 4, 5], "of equally confident ones the first"
+    assert found.record["filters"]["before_quota"]["size"] == 7
+    assert found.record["filters"]["agreement"]["size"] == 3
+    assert found.record["filters"]["agreement"]["precision"] == 1
+
+
+def test_a_quota_that_no_class_reaches_changes_nothing(say):
+    say([2, 2, 0, 0, 1, 1])
+    predicted, confidence = [0, 0, 1, 1, 2, 2], [0.9] * 6
+    without = select(predicted, confidence).trusted_index
+    say([2, 2, 0, 0, 1, 1])
+    assert select(predicted, confidence, max_per_class=2).trusted_index.tolist() == without.tolist()
