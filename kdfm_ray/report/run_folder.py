@@ -56,7 +56,7 @@ class RunFolder:
         write_whole(self.path / "config.yaml", self._config.to_yaml())
         write_whole(self.path / BEGUN, json.dumps(begun or {}, indent=1) + "\n")
         roles = ("baseline", "outer") if self.note else ROLES  # the inner network is another then
-        lines = [line for line in _read_lines(self.path) if line["stage"] in roles]
+        lines = [line for line in read_lines(self.path) if line["stage"] in roles]
         with self._lock:
             text = "".join(json.dumps(line) + "\n" for line in lines)
             write_whole(self.path / "metrics.jsonl", text)
@@ -156,7 +156,7 @@ def _check_same_run(path: Path, config: Config) -> str:
     if before.hash() == config.hash():
         return ""
     old, new = (
-        _flat(each.model_dump(mode="json", exclude=NOT_IN_HASH)) for each in (before, config)
+        flat(each.model_dump(mode="json", exclude=NOT_IN_HASH)) for each in (before, config)
     )
     changed = {
         name: f"{name} was {old.get(name)!r}, is {new[name]!r}"
@@ -201,7 +201,7 @@ def _read_begun(path: Path) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """Metrics of an earlier try, without a last line that was cut short, each once."""
     try:
         text = (path / "metrics.jsonl").read_text()
@@ -215,14 +215,15 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by their dotted names."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def _add_to_json(path: Path, values: dict[str, Any]) -> None:
