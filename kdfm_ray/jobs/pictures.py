@@ -260,9 +260,9 @@ def flat_map(embeddings: np.ndarray, *, seed: int) -> tuple[np.ndarray, str]:
             place = tool.fit_transform(place)
     if place.shape[1] < 2:
         place = np.pad(place, ((0, 0), (0, 2 - place.shape[1])))
-    low = place.min(axis=0)
-    width = np.maximum((place.max(axis=0) - low).max(), 1e-12)
-    return ((place - low) / width).astype(np.float32), "PCA" if few else "t-SNE"
+    low, high = place.min(axis=0), place.max(axis=0)
+    width = np.maximum((high - low).max(), 1e-12)
+    return (0.5 + (place - (low + high) / 2) / width).astype(np.float32), "PCA" if few else "t-SNE"
 
 
 def thumbnail(image: np.ndarray) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from kdfm_ray.report.html import BLUE, GRAY, PALETTE, text
 
 WIDTH, HEIGHT = 360, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36  # around the plot
+LEFT, RIGHT, TOP, BOTTOM = 46, 18, 12, 36  # around the plot
 MOST_CELLS_WITH_NUMBERS = 12  # classes of a confusion matrix
 DASHES = ("", "7 3", "2 3")
 SHAPES = ("dot", "square", "triangle", "cross", "ring")
@@ -149,7 +149,7 @@ def matrix_chart(table: Sequence[Sequence[int]], names: Sequence[str], *, label:
                 "</rect>"
             )
             if numbers:
-                color = "#fff" if share > 0.45 else "#222"
+                color = "#fff" if share > 0.75 else "#222"
                 parts.append(
                     f'<text x="{x + cell / 2:.1f}" y="{y + cell / 2 + 4:.1f}" class="m" '
                     f'fill="{color}">{short_count(value)}</text>'

@@ -103,10 +103,10 @@ def _how_many(name: str, group: Mapping[str, Any], pictures: Mapping[str, Any]) 
 
 def _example(found: Mapping[str, Any], classes: Sequence[str]) -> str:
     label = classes[found["predicted"]]
-    said = f"{text(label)} {100 * found['confidence']:.0f} %"
+    said = f"{text(label)} ({100 * found['confidence']:.0f} %)"
     if "own" in found:
-        own = f"{text(classes[found['own']])} {100 * found['own_confidence']:.0f} %"
-        said = f"{said}; second: {own}"
+        own = f"{text(classes[found['own']])} ({100 * found['own_confidence']:.0f} %)"
+        said = f"{said}<br>second: {own}"
     true = found["truth"]
     alternative = label
     if true >= 0 and true != found["predicted"]:

@@ -24,7 +24,8 @@ MARKS = {"yes": "✓", "no": "✗", "unclear": "≈", "unknown": "?"}
 TONES = {"yes": GREEN, "no": ORANGE, "unclear": BLUE, "unknown": GRAY}
 MOST_LISTED = 50  # skipped files, duplicates
 STYLE = """
-body { margin: 1em auto; } h1 { margin: .2em 0; } h3 { font-size: 1em; margin: 0 0 .3em; }
+body { margin: 1em auto; } h1 { margin: .2em 0; } h3 { font-size: 1em; margin: 1em 0 .3em; }
+figure h3 { margin-top: 0; }
 figure { margin: 0; break-inside: avoid; min-width: 0; }
 figcaption { color: #555; font-size: 13px; }
 .charts { display: grid; gap: 1.5em 2em;
@@ -47,7 +48,8 @@ svg text[fill="#fff"] { fill: #fff; } svg.mark { vertical-align: -2px; }
 .examples figcaption { font-size: 12px; line-height: 1.3; overflow-wrap: anywhere; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6em; }
 p, li { overflow-wrap: anywhere; }
-@media (max-width: 600px) { th, td { padding: .25em .4em; } .examples figure { width: 76px; } }
+@media (max-width: 600px) { .bar { width: 36px; } th, td { padding: .25em .4em; }
+  .examples figure { width: 76px; } }
 @media print { body { font-size: 10pt; max-width: none; margin: 0; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .scroll, .tall { overflow: visible; max-height: none; } .tall th { position: static; }
@@ -138,19 +140,18 @@ def _verdict(report: Mapping[str, Any]) -> str:
     for role, name in ROWS.items():
         if role in report["val_accuracy"]:
             test, val = report["test_accuracy"].get(role), report["val_accuracy"][role]
-            score = report["scores"].get(role) or {}
-            ece = score.get("reliability", {}).get("ece")
-            rows.append([text(name), percent(test), percent(val), _points(ece)])
+            rows.append([text(name), percent(test), percent(val)])
     if not rows:
         return box
-    head = ["network", "test accuracy", "validation", "calibration error, points"]
-    return box + table(head, rows, numbers=(1, 2, 3))
+    return box + table(["network", "test accuracy", "validation"], rows, numbers=(1, 2))
 
 
 def _warnings(warnings: Sequence[str]) -> str:
     if not warnings:
         return "<h2>Warnings</h2><p>None.</p>"
-    items = "".join(f"<li>{text(warning[:1].upper() + warning[1:])}.</li>" for warning in warnings)
+    items = "".join(
+        f"<li>{text(warning[:1].upper() + warning[1:].rstrip('.'))}.</li>" for warning in warnings
+    )
     return f"<h2>Warnings</h2><ul>{items}</ul>"
 
 
@@ -418,11 +419,11 @@ def _data(data: Mapping[str, Any]) -> str:
     if skipped:
         rows = [[text(each["path"]), text(each["reason"])] for each in skipped[:MOST_LISTED]]
         listed = table(["file", "why"], rows)
-        parts.append(f"<h3>{len(skipped):,} files were skipped</h3><div class=tall>{listed}</div>")
+        parts.append(f"<h3>Files skipped: {len(skipped):,}</h3><div class=tall>{listed}</div>")
     duplicates = data.get("duplicates") or []
     if duplicates:
         items = "".join(f"<li>{text(each)}</li>" for each in duplicates[:MOST_LISTED])
-        parts.append(f"<h3>{len(duplicates):,} duplicates</h3><ul class=tall>{items}</ul>")
+        parts.append(f"<h3>Duplicates: {len(duplicates):,}</h3><ul class=tall>{items}</ul>")
     if max(len(skipped), len(duplicates)) > MOST_LISTED:
         parts.append("<p class=dim>The whole lists are in report.json.</p>")
     return "".join(parts)
