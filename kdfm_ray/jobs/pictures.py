@@ -33,6 +33,8 @@ FATES = ("labeled", "trusted", "unsure", "disagreeing", "confident")
 MAP_POINTS = 800  # more make the map slower, not clearer
 MAP_ITERATIONS = 500  # of t-SNE
 FEWEST_FOR_TSNE = 60
+COMPONENTS = 50  # principal ones that t-SNE sees
+SAME = 1e-5  # of the largest number: a spread below it is rounding
 EXAMPLES = 16  # of each fate
 SIDE = 48  # pixels of an example, at most
 LOOKED_AT = 2000  # trusted images that are searched for overridden ones
@@ -246,23 +248,28 @@ def flat_map(embeddings: np.ndarray, *, seed: int) -> tuple[np.ndarray, str]:
     points gain nothing from more, and where the cores are shared they wait for each other (50 s
     instead of 7 were measured).
     """
-    from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    count, size = embeddings.shape
-    few = count < FEWEST_FOR_TSNE
-    components = min(2 if few else 50, count, size)
+    rows = embeddings.astype(np.float64)
+    if not np.isfinite(rows).all():
+        raise ValueError("the embeddings are not all finite numbers")
+    largest = max(np.abs(rows).max(), 1e-30)
+    rows = (rows - rows.mean(axis=0)) / largest
     with threadpool_limits(1):
-        place = PCA(components, svd_solver="full").fit_transform(embeddings)
-        if not few:
+        left, sizes, _ = np.linalg.svd(rows, full_matrices=False)
+        place = (left * sizes)[:, :COMPONENTS]
+        widest = float(place[:, 0].std())
+        # Points that are all the same become NaN in t-SNE, and end its process.
+        by_tsne = len(place) >= FEWEST_FOR_TSNE and widest > SAME
+        if by_tsne:
             tool = TSNE(init="pca", random_state=seed, max_iter=MAP_ITERATIONS, n_jobs=1)
-            place = tool.fit_transform(place)
-    if place.shape[1] < 2:
-        place = np.pad(place, ((0, 0), (0, 2 - place.shape[1])))
+            place = tool.fit_transform((place / widest).astype(np.float32))
+    place = np.pad(place[:, :2], ((0, 0), (0, max(0, 2 - place.shape[1]))))
     low, high = place.min(axis=0), place.max(axis=0)
     width = np.maximum((high - low).max(), 1e-12)
-    return (0.5 + (place - (low + high) / 2) / width).astype(np.float32), "PCA" if few else "t-SNE"
+    place = (0.5 + (place - (low + high) / 2) / width).astype(np.float32)
+    return place, "t-SNE" if by_tsne else "PCA"
 
 
 def thumbnail(image: np.ndarray) -> str:

@@ -66,8 +66,10 @@ def line_chart(
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
     low, high = (0.0 if from_zero else min(ys)), max(ys)
+    if percent and high - low < 0.05:  # a flat line needs no magnifying glass
+        low = max(0.0, high - 0.05)
     x_ticks = ticks(0, max(*xs, 1))
-    y_ticks = ticks(low, high if high > low else low + (0.01 if percent else 1.0))
+    y_ticks = ticks(low, high if high > low else low + (0.05 if percent else 1.0))
     legend = 16 * len(lines) if len(lines) > 1 else 0
     plot = _Plot(
         (min(0, x_ticks[0]), max(xs) or 1), (min(low, y_ticks[0]), max(high, y_ticks[-1])), legend

@@ -41,7 +41,9 @@ svg text[fill="#fff"] { fill: #fff; } svg.mark { vertical-align: -2px; }
 .ended { border: 2px solid #222; padding: .3em 1em; }
 .bar { display: inline-block; width: 80px; height: 10px; background: #eee; margin-right: .6em; }
 .bar i { display: block; height: 100%; }
-.tall { max-height: 34em; overflow: auto; } .tall th { position: sticky; top: 0; background: #fff; }
+.charts td { white-space: normal; overflow-wrap: anywhere; }
+.tall { max-height: 34em; overflow: auto; } .tall .scroll { overflow: visible; }
+ .tall th { position: sticky; top: 0; background: #fff; }
 .legend span { display: inline-block; margin-right: 1.2em; }
 .examples { display: flex; flex-wrap: wrap; gap: .6em; } .examples figure { width: 92px; }
 .examples img { width: 64px; height: 64px; image-rendering: pixelated; border: 1px solid #ccc; }
