@@ -54,7 +54,8 @@ p, li { overflow-wrap: anywhere; }
   .examples figure { width: 76px; } }
 @media print { body { font-size: 10pt; max-width: none; margin: 0; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  .bar { width: 40px; } .scroll, .tall { overflow: visible; max-height: none; } .tall th { position: static; }
+  .bar { width: 40px; }
+  .scroll, .tall { overflow: visible; max-height: none; } .tall th { position: static; }
   th, td { padding: .1em .4em; font-size: 8.5pt; } td { white-space: normal; }
   tr, .verdict, .examples figure { break-inside: avoid; } h2, h3 { break-after: avoid; }
   .charts { grid-template-columns: 1fr 1fr; } @page { margin: 14mm; } }
