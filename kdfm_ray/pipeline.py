@@ -129,8 +129,10 @@ def run(
             if left is not None and stages.planned:
                 if pictures and isinstance(error, UserError | FloatingPointError):
                     stages.pictures()  # the cluster is well: it is the settings
-                with contextlib.suppress(Exception):  # the error that ended the run counts
+                try:
                     left(stages.finished(time.perf_counter() - started), error)
+                except Exception as trouble:  # what ended the run counts, and is raised
+                    emit({"stage": "pictures", "warning": f"no report of this run: {trouble}"})
             raise
         if pictures:
             stages.pictures()

@@ -215,8 +215,8 @@ class _Looking:
         device = torch.device("cuda" if task.use_gpu else "cpu")
         probs, _ = predict(
             task.numerics.place(load_network(inner.path), device),
-            ImageSource(self._images[self._position[index]], device),
-            np.arange(len(index)),
+            ImageSource(self._images, device, keep="host"),
+            self._position[index],
             batch_size=task.batch_size,
             numerics=task.numerics,
         )

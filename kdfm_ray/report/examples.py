@@ -83,7 +83,7 @@ def examples_section(pictures: Mapping[str, Any] | None, classes: Sequence[str])
     parts = []
     for name, title in TITLES.items():
         group = pictures["examples"].get(name)
-        if group is None or (not group["images"] and name == "confident"):
+        if group is None or (not group["images"] and name in ("confident", "disagreeing")):
             continue
         parts.append(f"<h3>{title}: {_how_many(name, group, pictures)}</h3>")
         images = "".join(_example(each, classes) for each in group["images"])

@@ -151,7 +151,7 @@ def test_two_folders_of_ones_own(pets):
 
 
 def test_an_interrupted_run_goes_on_after_its_last_finished_stage(pets, monkeypatch):
-    from kdfm_ray.jobs import label
+    from kdfm_ray.jobs import label, pictures
 
     arguments = {
         "labeled": pets / "labeled",
@@ -172,7 +172,15 @@ def test_an_interrupted_run_goes_on_after_its_last_finished_stage(pets, monkeypa
             kdfm.train(**arguments)
     assert not (pets / "run" / "report.json").exists()
     assert "It was interrupted." in (pets / "run" / "report.html").read_text()
-    run = kdfm.train(**arguments)
+    with monkeypatch.context() as patch:  # and one without a map is as good a run
+
+        def broken(*_, **__):
+            raise ZeroDivisionError
+
+        patch.setattr(pictures, "flat_map", broken)
+        run = kdfm.train(**arguments)
+    assert "pictures" not in run.report["stages"]
+    assert "Map of the images" not in (run.path / "report.html").read_text()
     assert run.report["reused"] == ["data", "baseline", "outer"]
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {"baseline", "outer", "inner"}
