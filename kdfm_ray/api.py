@@ -157,9 +157,10 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
     """Run a config and leave a run folder; ``name`` is for the folder where none is given."""
     from rich.console import Console
 
-    from kdfm_ray.pipeline import run
+    from kdfm_ray.pipeline import Finished, run
     from kdfm_ray.report.data import SHOWN, make_report
     from kdfm_ray.report.live import LiveView
+    from kdfm_ray.report.page import write_report_page
     from kdfm_ray.report.place import default_place, folder_at
     from kdfm_ray.report.run_folder import RunFolder
     from kdfm_ray.report.table import print_report
@@ -184,13 +185,32 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
             tracker.log(event)
             view(event)
 
+        def write_page(found: Finished, ended_by: BaseException | None = None) -> dict[str, Any]:
+            for role in SHOWN:
+                if role in found.artifacts:
+                    folder.complete(found.artifacts[role])
+            report = make_report(found)
+            why = None if ended_by is None else str(ended_by) or "It was interrupted."
+            trouble = write_report_page(path, report, found.artifacts.get("pictures"), why)
+            if trouble is not None:
+                view({"note": f"warning: {trouble}"})
+            return report
+
+        def left(found: Finished, error: BaseException) -> None:
+            if not (path / "report.json").exists():  # else the page of the finished run stays
+                write_page(found, error)
+
         if folder.note:
             view({"note": folder.note})
-        finished = run(config, emit, verbose=verbose, begun_with=folder.begun_with)
-        for role in SHOWN:
-            if role in finished.artifacts:
-                folder.complete(finished.artifacts[role])
-        report = make_report(finished)
+        finished = run(
+            config,
+            emit,
+            verbose=verbose,
+            begun_with=folder.begun_with,
+            pictures=True,
+            left=left,
+        )
+        report = write_page(finished)
         folder.finish(finished.artifacts, report)
         tracker.finish(report)
     print_report(report, console, place)

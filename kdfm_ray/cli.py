@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel
 
-from kdfm_ray.config import Config, parse_config
+from kdfm_ray.config import Config, flag_text, parse_config
 from kdfm_ray.types import RunFailed, UserError
 
 USAGE = """\
@@ -310,7 +310,7 @@ def _flags_type(model: type[BaseModel], values: dict[str, Any]) -> Any:
         else:
             help_text = field.description or ""
             note = tyro.conf.arg(help=help_text, metavar=_metavar(kind))
-            fields.append((name, Annotated[str, note], dataclasses.field(default=_text(value))))
+            fields.append((name, Annotated[str, note], dataclasses.field(default=flag_text(value))))
     return dataclasses.make_dataclass(model.__name__, fields, frozen=True)
 
 
@@ -320,18 +320,8 @@ def _overlay(values: dict[str, Any], model: type[BaseModel], parsed: Any) -> Non
         kind, given = field.annotation, getattr(parsed, name)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             _overlay(values[name], kind, given)
-        elif given != _text(values[name]):
+        elif given != flag_text(values[name]):
             values[name] = _value(given, kind)
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ",".join(str(item) for item in value)
-    return str(value)
 
 
 def _value(text: str, kind: Any) -> Any:

@@ -512,6 +512,17 @@ def default_values() -> dict[str, Any]:
     return values
 
 
+def flag_text(value: Any) -> str:
+    """A field's value as the text of its flag."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ",".join(str(item) for item in value)
+    return str(value)
+
+
 def _describe(item: Any, model: type[BaseModel]) -> str:
     name = ".".join(str(part) for part in item["loc"])
     message = item["msg"].removeprefix("Value error, ")

@@ -22,8 +22,9 @@ VERSIONS = {
     "labels": 1,
     "trusted": 1,
     "inner": 1,
-    "tested": 1,
-    "evaluation": 2,
+    "tested": 2,
+    "evaluation": 3,
+    "pictures": 1,
 }
 # The last three are in the key as they were resolved.
 NOT_IN_TRAINING = {"log_every", "precision", "memory_format", "compile"}
@@ -96,14 +97,22 @@ def trusted_key(config: Config, labels: str) -> str:
 
 
 def tested_key(dataset: str, network: str, numerics: Numerics) -> str:
-    """Key of the test accuracy of one network."""
+    """Key of the test figures of one network, whose own key covers the split."""
     parts = {"dataset": dataset, "network": network, "numerics": asdict(numerics)}
     return _key("tested", parts)
 
 
 def evaluation_key(networks: dict[str, str]) -> str:
-    """Key of the test accuracies of some networks (role -> key)."""
+    """Key of the test figures of some networks (role -> key)."""
     return _key("evaluation", networks)
+
+
+def pictures_key(config: Config, labels: str, trusted: str | None, inner: str | None) -> str:
+    """Key of the pictures of a report; ``None`` for stages that were not reached."""
+    parts = {"labels": labels, "trusted": trusted, "inner": inner, "seed": config.seed}
+    # Of both thresholds: without a trusted subset its key does not cover them.
+    taus = {"tau_select": config.select.tau_select, "tau_inner": config.inner.tau_inner}
+    return _key("pictures", parts | taus)
 
 
 def _key(stage: str, parts: dict[str, Any]) -> str:

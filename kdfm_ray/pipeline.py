@@ -77,6 +77,8 @@ def run(
     begun_with: str | None = None,
     stop: Callable[[], bool] | None = None,
     until_trusted: bool = False,
+    pictures: bool = False,
+    left: Callable[[Finished, BaseException], None] | None = None,
 ) -> Finished:
     """Run the pipeline.
 
@@ -88,6 +90,8 @@ def run(
         begun_with: the numerics of an earlier try, where the config leaves them open.
         stop: asked about once a second while networks train; true: save and raise ``Stopped``.
         until_trusted: end before the inner network, with all that many inner ones may share.
+        pictures: also make the map and the examples that a report shows.
+        left: takes what there is when the run ends early, and why, once its data are read.
 
     Raises:
         UserError: something that the user can mend.
@@ -108,32 +112,31 @@ def run(
     ):
         check_shared(session, store)
         stages = _Stages(config, store, session, crew, emit, begun_with)
-        for stage in (
-            stages.data,
-            stages.train_outer,
-            stages.label,
-            stages.select,
-            *(() if until_trusted else (stages.train_inner, stages.evaluate)),
-        ):
-            if stop is not None and stop():
-                raise Stopped("stopped between two stages; the same command goes on")
-            stage()
-            if interrupted.is_set():  # and swallowed by some library
-                raise KeyboardInterrupt
-    return Finished(
-        config=stages.config,
-        plan=stages.plan,
-        numerics=stages.how_numerics,
-        artifacts=stages.artifacts(),
-        reused=stages.reused,
-        seconds=time.perf_counter() - started,
-        resources={
-            "cpus": session.room.cpus,
-            "gpus": session.room.gpus,
-            "workers": config.scale.num_workers,
-            "cpus_per_worker": session.cpus_per_worker,
-        },
-    )
+        try:
+            for stage in (
+                stages.data,
+                stages.train_outer,
+                stages.label,
+                stages.select,
+                *(() if until_trusted else (stages.train_inner, stages.evaluate)),
+            ):
+                if stop is not None and stop():
+                    raise Stopped("stopped between two stages; the same command goes on")
+                stage()
+                if interrupted.is_set():  # and swallowed by some library
+                    raise KeyboardInterrupt
+        except BaseException as error:
+            if left is not None and stages.planned:
+                if pictures and isinstance(error, UserError | FloatingPointError):
+                    stages.pictures()  # the cluster is well: it is the settings
+                try:
+                    left(stages.finished(time.perf_counter() - started), error)
+                except Exception as trouble:  # what ended the run counts, and is raised
+                    emit({"stage": "pictures", "warning": f"no report of this run: {trouble}"})
+            raise
+        if pictures:
+            stages.pictures()
+    return stages.finished(time.perf_counter() - started)
 
 
 def plan_run(config: Config, store: Store, session: Session, emit: Emit) -> tuple[Plan, Prepared]:
@@ -184,6 +187,8 @@ class _Stages:
         self.how_numerics: dict[str, Any] = {}
         self.plan: Plan
         self.prepared: Prepared
+        self.planned = False
+        self._pictures: str | None = None  # their key, once they are there
 
     def data(self) -> None:
         from kdfm_ray.jobs.prepare import prepare
@@ -212,6 +217,7 @@ class _Stages:
             "outer network": self.plan.outer,
         }
         self._note_done("data", facts | {"numerics": self.how_numerics, "begun": begun})
+        self.planned = True
         self._warn("data", [*facts["data_warnings"], *facts["split_warnings"]])
 
     def _plan_with(self, numerics: Numerics) -> Plan:
@@ -321,6 +327,61 @@ class _Stages:
 
         self._do("evaluate", "evaluation", plan.evaluation, work)
 
+    def pictures(self) -> None:
+        """For the report alone: where they cannot be made, a warning line is all."""
+        try:
+            found = self.artifacts()
+            if "labels" in found:
+                self._make_pictures(
+                    self.plan.trusted if "trusted" in found else None,
+                    self.plan.inner if "inner" in found else None,
+                )
+        except Exception as error:  # whatever it is, the networks are good without pictures
+            text = f"no map and no examples in the report: {type(error).__name__}: {error}"
+            self.emit({"stage": "pictures", "warning": text})
+
+    def _make_pictures(self, trusted: str | None, inner: str | None) -> None:
+        from kdfm_ray.jobs.pictures import make_pictures
+
+        config, labels = self.config, self.plan.labels
+        key = keys.pictures_key(config, labels, trusted, inner)
+
+        def work() -> None:
+            make_pictures(
+                self.session,
+                self.store,
+                self.prepared,
+                key=key,
+                labels=labels,
+                trusted=trusted,
+                inner=inner,
+                tau_select=config.select.tau_select,
+                tau_inner=config.inner.tau_inner,
+                seed=config.seed,
+                numerics=self.plan.numerics,
+                batch_size=config.label.batch_size,
+            )
+
+        self._do_missing("pictures", "pictures", key, work)
+        self._pictures = key
+
+    def finished(self, seconds: float) -> Finished:
+        """What there is after so many seconds."""
+        return Finished(
+            config=self.config,
+            plan=self.plan,
+            numerics=self.how_numerics,
+            artifacts=self.artifacts(),
+            reused=self.reused,
+            seconds=seconds,
+            resources={
+                "cpus": self.session.room.cpus,
+                "gpus": self.session.room.gpus,
+                "workers": self.config.scale.num_workers,
+                "cpus_per_worker": self.session.cpus_per_worker,
+            },
+        )
+
     def artifacts(self) -> dict[str, Artifact]:
         plan = self.plan
         wanted = {
@@ -332,6 +393,7 @@ class _Stages:
             "trusted": plan.trusted,
             "inner": plan.inner,
             "evaluation": plan.evaluation,
+            "pictures": self._pictures,
         }
         found = {stage: self.store.find(stage, key) for stage, key in wanted.items() if key}
         return {stage: artifact for stage, artifact in found.items() if artifact is not None}

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from kdfm_ray import keys
+from kdfm_ray.data.split import Split
 from kdfm_ray.jobs.prepare import Prepared, load_images
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.store import Artifact, Store
-from kdfm_ray.types import Emit, ImageSet
+from kdfm_ray.training.scores import compare, score
+from kdfm_ray.types import Emit
 
 
 def evaluate(
@@ -25,11 +29,15 @@ def evaluate(
     numerics: Numerics,
     batch_size: int,
 ) -> None:
-    """Test accuracy (fraction) of each network (role -> key); ``None`` without a test set."""
+    """Accuracies (fractions) and other figures of each network (role -> key), see ``score``.
+
+    ``test_accuracy`` is ``None`` without a test set; the figures are of validation images then.
+    """
     session.call(
         _evaluate,
         store.root,
         prepared.dataset.key,
+        prepared.split.key,
         networks,
         key,
         numerics,
@@ -44,6 +52,7 @@ def evaluate(
 def _evaluate(
     store_root: str,
     dataset_key: str,
+    split_key: str,
     networks: dict[str, str],
     key: str,
     numerics: Numerics,
@@ -53,79 +62,112 @@ def _evaluate(
     emit: Emit,
 ) -> None:
     store, started = Store(store_root), time.perf_counter()
-    accuracy: dict[str, float | None] = {}
-    validation: dict[str, float | None] = {}
+    how = _How(store, dataset_key, split_key, numerics, batch_size, use_gpu, threads)
+    tested: dict[str, Artifact] = {}
     for number, (role, network_key) in enumerate(networks.items()):
-        artifact = store.get(role, network_key)
-        validation[role] = artifact.record()["val_accuracy"]
-        accuracy[role] = _tested(
-            store, dataset_key, artifact, numerics, batch_size, use_gpu, threads
-        )
+        tested[role] = _tested(how, store.get(role, network_key))
         emit({"stage": "evaluate", "step": number + 1, "total": len(networks)})
+    records = {role: artifact.record() for role, artifact in tested.items()}
+    accuracy = {role: record["test_accuracy"] for role, record in records.items()}
+    validation = {
+        role: store.get(role, network_key).record()["val_accuracy"]
+        for role, network_key in networks.items()
+    }
     with store.writing("evaluation", key) as draft:
         draft.write_record(
             {
                 "test_accuracy": accuracy,
+                "scored_on": next(iter(records.values()))["scored_on"],
+                "scores": {role: record["scores"] for role, record in records.items()},
+                "compared": _compared(tested),
                 "warnings": verdict_warnings(accuracy, validation),
                 "seconds": time.perf_counter() - started,
             }
         )
 
 
-def _tested(
-    store: Store,
-    dataset_key: str,
-    network: Artifact,
-    numerics: Numerics,
-    batch_size: int,
-    use_gpu: bool,
-    threads: int,
-) -> float | None:
-    """Test accuracy of one network, kept by itself: runs of a sweep have outer networks in common.
+@dataclass(frozen=True)
+class _How:
+    """With what a network is tested; ``threads`` of torch."""
 
-    ``None`` without a test set.
+    store: Store
+    dataset_key: str
+    split_key: str
+    numerics: Numerics
+    batch_size: int
+    use_gpu: bool
+    threads: int
+
+
+def _tested(how: _How, network: Artifact) -> Artifact:
+    """Figures of one network, kept by themselves: runs of a sweep have outer networks in common.
+
+    They are of the test set; without one of the validation images, and ``test_accuracy`` is
+    ``None``; with neither, there are none. ``right.npy`` says of each image whether its class was
+    found.
     """
-    key = keys.tested_key(dataset_key, network.key, numerics)
-    found = store.find("tested", key)
-    if found is None:
-        dataset = store.get("dataset", dataset_key)
-        test = load_images(dataset, "test")
-        accuracy = None
-        if test is not None:
-            accuracy = _accuracy(test, network, numerics, batch_size, use_gpu, threads)
-        with store.writing("tested", key) as draft:
-            draft.write_record({"test_accuracy": accuracy, "network": network.key})
-        found = store.get("tested", key)
-    kept: float | None = found.record()["test_accuracy"]
-    return kept
+    key = keys.tested_key(how.dataset_key, network.key, how.numerics)
+    found = how.store.find("tested", key)
+    if found is not None:
+        return found
+    scored_on, images, labels = _images_to_score(how)
+    scores, right = None, np.empty(0, bool)
+    if len(labels):
+        probs = _probs(how, images, network)
+        scores, right = score(probs, labels), probs.argmax(axis=1) == labels
+    with how.store.writing("tested", key) as draft:
+        np.save(draft.path / "right.npy", right)
+        accuracy = scores["accuracy"] if scores and scored_on == "test" else None
+        draft.write_record(
+            {
+                "test_accuracy": accuracy,
+                "scored_on": scored_on,
+                "scores": scores,
+                "network": network.key,
+            }
+        )
+    return how.store.get("tested", key)
 
 
-def _accuracy(
-    test: ImageSet,
-    artifact: Artifact,
-    numerics: Numerics,
-    batch_size: int,
-    use_gpu: bool,
-    threads: int,
-) -> float:
+def _images_to_score(how: _How) -> tuple[str | None, np.ndarray, np.ndarray]:
+    """``test``, ``val`` or ``None``; images uint8 ``[n, H, W, C]``; their classes int64 ``[n]``."""
+    dataset = how.store.get("dataset", how.dataset_key)
+    test = load_images(dataset, "test")
+    if test is not None and len(test):
+        return "test", test.images, test.labels
+    train = load_images(dataset, "train")
+    assert train is not None
+    index = Split.load(how.store.get("split", how.split_key).path / "split.npz").val_index
+    return ("val" if len(index) else None), train.images[index], train.labels[index]
+
+
+def _probs(how: _How, images: np.ndarray, artifact: Artifact) -> np.ndarray:
     import torch
 
     from kdfm_ray.models.backbone import load_network
     from kdfm_ray.training.batches import ImageSource
-    from kdfm_ray.training.evaluate import count_correct
+    from kdfm_ray.training.evaluate import predict
 
-    torch.set_num_threads(threads)  # Ray sets one where a task asks for no CPUs
-    device = torch.device("cuda" if use_gpu else "cpu")
-    network = numerics.place(load_network(artifact.path), device)
-    correct = count_correct(
+    torch.set_num_threads(how.threads)  # Ray sets one where a task asks for no CPUs
+    device = torch.device("cuda" if how.use_gpu else "cpu")
+    network = how.numerics.place(load_network(artifact.path), device)
+    probs, _ = predict(
         network,
-        ImageSource(test.images, device),
-        np.arange(len(test)),
-        test.labels,
-        batch_size=batch_size,
-        numerics=numerics,
+        ImageSource(images, device),
+        np.arange(len(images)),
+        batch_size=how.batch_size,
+        numerics=how.numerics,
     )
-    return correct / len(test)
+    return probs.numpy()
+
+
+def _compared(tested: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The inner network against each other one on the same images; nothing where there are none."""
+    if "inner" not in tested:
+        return {}
+    right = {role: np.load(artifact.path / "right.npy") for role, artifact in tested.items()}
+    ours = right.pop("inner")
+    return {role: compare(ours, theirs) for role, theirs in right.items()} if len(ours) else {}
 
 
 def verdict_warnings(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from kdfm_ray.config import Config
 from kdfm_ray.pipeline import Finished
-from kdfm_ray.report.facts import hardware, versions
+from kdfm_ray.report.facts import hardware, rerun_command, versions
+from kdfm_ray.report.verdict import verdict
 
 # How the stages of the store are called where a person reads them.
 SHOWN = {"baseline": "labeled_only", "outer": "outer", "inner": "inner"}
@@ -18,12 +20,15 @@ TIMED = {
     "label": "labels",
     "select": "trusted",
     "evaluate": "evaluation",
+    "pictures": "pictures",
 }
 
 
 def make_report(finished: Finished) -> dict[str, Any]:
     """Collect what the stages recorded.
 
+    ``scores`` and ``compared`` (the inner network with each other one) are those of
+    ``training.scores``, on the images that ``scored_on`` says: ``test``, ``val`` or none.
     Accuracies, coverage and precision are fractions; seconds are those a stage took when it was
     done, which for a reused one was in an earlier run. ``test_accuracy`` values are ``None``
     without a test set. Labeled images count in no trusted figure. Of stages that are not done,
@@ -33,16 +38,21 @@ def make_report(finished: Finished) -> dict[str, Any]:
     records = {stage: artifact.record() for stage, artifact in artifacts.items()}
     facts = records.get("dataset", {}) | records.get("split", {})
     roles = [role for role in SHOWN if role in records]
-    tested = records.get("evaluation", {}).get("test_accuracy", {})
+    evaluation = records.get("evaluation", {})
+    tested = evaluation.get("test_accuracy", {})
     test = {SHOWN[role]: tested.get(role) for role in roles}
     val = {SHOWN[role]: records[role]["val_accuracy"] for role in roles}
     selection = records.get("trusted")
     notes = [note for role in roles for note in records[role]["notes"]]
-    return {
+    report = {
         "test_accuracy": test,
         "val_accuracy": val,
+        "scored_on": evaluation.get("scored_on"),
+        "scores": _shown(evaluation.get("scores", {})),
+        "compared": _shown(evaluation.get("compared", {})),
         "trusted": None if selection is None else trusted_figures(selection),
         "selection": selection,
+        "overridden": records.get("pictures", {}).get("overridden"),
         "data": {
             "name": facts.get("name"),
             "classes": facts.get("classes"),
@@ -57,12 +67,14 @@ def make_report(finished: Finished) -> dict[str, Any]:
             for stage, artifact in TIMED.items()
             if artifact in records
         },
+        "images_per_second": _speeds(finished.config, records),
         "reused": finished.reused,
         "resumed": {SHOWN[role]: records[role].get("resumed", []) for role in roles},
         "total_seconds": finished.seconds,
         "training": {SHOWN[role]: records[role]["last"] for role in roles},
         "numerics": finished.numerics,
         "resources": finished.resources,
+        "command": rerun_command(finished.config),
         "seed": finished.config.seed,
         "split_seed": finished.config.split_seed,
         "config_hash": finished.config.hash(),
@@ -81,6 +93,26 @@ def make_report(finished: Finished) -> dict[str, Any]:
             ),
         ],
     }
+    return report | {"verdict": verdict(report)}
+
+
+def _shown(by_role: dict[str, Any]) -> dict[str, Any]:
+    return {SHOWN[role]: found for role, found in by_role.items()}
+
+
+def _speeds(config: Config, records: dict[str, Any]) -> dict[str, float]:
+    """Images a second of each network and of labeling, over its whole time.
+
+    Of a network they are labeled images and both views of unlabeled ones; validation and start-up
+    are in the time.
+    """
+    labeled = config.train.steps * config.train.batch_size
+    views = {"baseline": labeled}
+    views |= dict.fromkeys(("outer", "inner"), labeled * (1 + 2 * config.fixmatch.mu))
+    speeds = {role: views[role] / records[role]["seconds"] for role in SHOWN if role in records}
+    if "count" in records.get("labels", {}):
+        speeds["label"] = records["labels"]["count"] / records["labels"]["seconds"]
+    return speeds
 
 
 def trusted_figures(selection: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from kdfm_ray.config import Config, default_values, flag_text
 from kdfm_ray.jobs.session import cpu_name
+from kdfm_ray.report.run_folder import flat
 
 PACKAGES = (
     "kdfm_ray",
@@ -46,3 +49,13 @@ def hardware() -> dict[str, Any]:
         "gpus": gpus,
         "system": platform.platform(terse=True),
     }
+
+
+def rerun_command(config: Config) -> str:
+    """The ``kdfm train`` command with every flag that is not its default, for a shell."""
+    usual = flat(default_values())
+    words = ["kdfm", "train"]
+    for name, value in flat(config.model_dump(mode="json")).items():
+        if flag_text(value) != flag_text(usual[name]):
+            words += [f"--{name.replace('_', '-')}", flag_text(value)]
+    return shlex.join(words)

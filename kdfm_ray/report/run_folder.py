@@ -56,7 +56,7 @@ class RunFolder:
         write_whole(self.path / "config.yaml", self._config.to_yaml())
         write_whole(self.path / BEGUN, json.dumps(begun or {}, indent=1) + "\n")
         roles = ("baseline", "outer") if self.note else ROLES  # the inner network is another then
-        lines = [line for line in _read_lines(self.path) if line["stage"] in roles]
+        lines = [line for line in read_lines(self.path) if line["stage"] in roles]
         with self._lock:
             text = "".join(json.dumps(line) + "\n" for line in lines)
             write_whole(self.path / "metrics.jsonl", text)
@@ -201,7 +201,7 @@ def _read_begun(path: Path) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """Metrics of an earlier try, without a last line that was cut short, each once."""
     try:
         text = (path / "metrics.jsonl").read_text()
@@ -216,7 +216,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config's values by dotted names."""
+    """Nested values by their dotted names."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import itertools
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdfm_ray.report.html import page, table, text
 from kdfm_ray.report.run_folder import write_whole
 from kdfm_ray.sweeps.results import METHODS, Setting, Spread
 from kdfm_ray.sweeps.space import Sweep
@@ -24,15 +24,6 @@ SHOWN_SETTINGS = 30  # rows of the table of settings
 SHOWN_CURVES = 60
 MAP_VALUES = 12  # of a field in a heat map, at most
 COLORS = {"finished": "#1f6f8b", "stopped": "#c98a2b", "failed": "#b23a48", "running": "#8a8a8a"}
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto;
-  padding: 0 1em; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25em .8em; text-align: left; border-bottom: 1px solid #ddd; }
-td.n, th.n { text-align: right; } td { white-space: nowrap; }
-.scroll { overflow-x: auto; } .dim { color: #666; } svg { max-width: 100%; height: auto; }
-"""
 
 
 def write_page(
@@ -62,10 +53,10 @@ def write_page(
     }
     count = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
     parts = [
-        f"<h1>Sweep {_text(sweep.name)}</h1>",
-        f"<p>{len(rows)} trials: {count}. Seeds {_text(', '.join(map(str, sweep.seeds)))}. "
-        f"Base: {_text(_base(sweep))}.</p>",
-        *(f"<p class=dim>{_text(line)}.</p>" for line in saved),
+        f"<h1>Sweep {text(sweep.name)}</h1>",
+        f"<p>{len(rows)} trials: {count}. Seeds {text(', '.join(map(str, sweep.seeds)))}. "
+        f"Base: {text(_base(sweep))}.</p>",
+        *(f"<p class=dim>{text(line)}.</p>" for line in saved),
         "<h2>Settings, best first</h2>",
         "<p class=dim>By mean validation accuracy of the inner network; only settings whose trials "
         "are all finished are ranked. &plusmn; is the standard deviation over seeds, intervals "
@@ -82,7 +73,7 @@ def write_page(
         parts += ["<h2>Methods</h2>", methods]
     for first, second in _pairs(complete, sweep.fields):
         title = f"{first} and {second}"
-        parts += [f"<h2>{_text(title)}</h2>", _svg(_heat_map(complete, first, second))]
+        parts += [f"<h2>{text(title)}</h2>", _svg(_heat_map(complete, first, second))]
     ended = [row for row in rows if row["val_accuracy"] is not None]
     if len(ended) > 1:
         parts += [
@@ -96,12 +87,7 @@ def write_page(
     parts.append(_failures(rows))
     parts.append("<p class=dim>Tables: trials.parquet, trials.csv, settings.csv.</p>")
     reload = "" if over else '<meta http-equiv="refresh" content="30">'
-    text = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{reload}'
-        f"<title>Sweep {_text(sweep.name)}</title><style>{STYLE}</style></head>"
-        f"<body>{''.join(parts)}</body></html>\n"
-    )
-    write_whole(folder / PAGE, text)
+    write_whole(folder / PAGE, page(f"Sweep {sweep.name}", parts, head=reload))
 
 
 def _base(sweep: Sweep) -> str:
@@ -112,29 +98,29 @@ def _base(sweep: Sweep) -> str:
 
 
 def _settings_table(settings: Sequence[Setting], fields: Sequence[str]) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in fields)
-    head += "<th class=n>validation</th><th class=n>behind the best, 95 %</th>"
-    head += "<th class=n>test</th><th class=n>gain, 95 %</th>"
-    head += "<th class=n>trusted</th><th class=n>their precision</th><th>seeds</th>"
-    body = []
+    figures_head = ("validation", "behind the best, 95 %", "test", "gain, 95 %")
+    head = [*map(text, fields), *figures_head, "trusted", "their precision", "seeds"]
+    rows = []
     for number, setting in enumerate(settings[:SHOWN_SETTINGS]):
         figures = setting.figures
-        cells = "".join(f"<td>{_text(short(value))}</td>" for value in setting.values.values())
         val = figures.get("val_accuracy")
         size = figures.get("trusted_size")
-        for shown in (
-            _spread(val),
-            "best" if number == 0 and val else _interval(figures.get("behind")),
-            _spread(figures.get("test_accuracy")),
-            _interval(figures.get("gain")),
-            f"{size.mean:,.0f}" if size else "-",
-            _spread(figures.get("trusted_precision")),
-        ):
-            cells += f"<td class=n>{shown}</td>"
-        body.append(f"<tr>{cells}<td>{_text(_seeds(setting))}</td></tr>")
+        rows.append(
+            [
+                *(text(short(value)) for value in setting.values.values()),
+                _spread(val),
+                "best" if number == 0 and val else _interval(figures.get("behind")),
+                _spread(figures.get("test_accuracy")),
+                _interval(figures.get("gain")),
+                f"{size.mean:,.0f}" if size else "-",
+                _spread(figures.get("trusted_precision")),
+                text(_seeds(setting)),
+            ]
+        )
     more = len(settings) - SHOWN_SETTINGS
     note = f"<p class=dim>{more} more in settings.csv.</p>" if more > 0 else ""
-    return f"<div class=scroll><table><tr>{head}</tr>{''.join(body)}</table></div>{note}"
+    numbers = range(len(fields), len(head) - 1)
+    return table(head, rows, numbers=numbers) + note
 
 
 def _seeds(setting: Setting) -> str:
@@ -154,16 +140,16 @@ def _methods(settings: Sequence[Setting], fields: Sequence[str]) -> str:
         for name, title in METHODS.items()
         if any(name in setting.figures for setting in settings)
     }
-    head = "".join(f"<th>{_text(name)}</th>" for name in fields)
-    head += "".join(f"<th class=n>{_text(title)}</th>" for title in shown.values())
-    body = []
-    for setting in sorted(settings, key=lambda each: each.number)[:SHOWN_SETTINGS]:
-        cells = "".join(f"<td>{_text(short(value))}</td>" for value in setting.values.values())
-        cells += "".join(f"<td class=n>{_spread(setting.figures.get(name))}</td>" for name in shown)
-        body.append(f"<tr>{cells}</tr>")
-    return (
-        "<p class=dim>Test accuracy, mean &plusmn; standard deviation over seeds.</p>"
-        f"<div class=scroll><table><tr>{head}</tr>{''.join(body)}</table></div>"
+    head = [*map(text, fields), *map(text, shown.values())]
+    rows = [
+        [
+            *(text(short(value)) for value in setting.values.values()),
+            *(_spread(setting.figures.get(name)) for name in shown),
+        ]
+        for setting in sorted(settings, key=lambda each: each.number)[:SHOWN_SETTINGS]
+    ]
+    return "<p class=dim>Test accuracy, mean &plusmn; standard deviation over seeds.</p>" + table(
+        head, rows, numbers=range(len(fields), len(head))
     )
 
 
@@ -172,7 +158,7 @@ def _failures(rows: Sequence[dict[str, Any]]) -> str:
     if not failed:
         return ""
     items = "".join(
-        f"<li>{_text(row['trial_id'])}: {_text(str(row['why']).splitlines()[0])}</li>"
+        f"<li>{text(row['trial_id'])}: {text(str(row['why']).splitlines()[0])}</li>"
         for row in failed
     )
     return f"<h2>Failed trials</h2><ul>{items}</ul>"
@@ -235,8 +221,8 @@ def _heat_map(settings: Sequence[Setting], first: str, second: str) -> Figure:
     for row, column in np.ndindex(grid.shape):
         if not np.isnan(grid[row, column]):
             color = "black" if grid[row, column] > middle else "white"
-            text = f"{grid[row, column]:.2f}"
-            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
+            shown = f"{grid[row, column]:.2f}"
+            axes.text(column, row, shown, ha="center", va="center", color=color, fontsize=9)
     axes.set_xticks(range(len(xs)), [short(x) for x in xs])
     axes.set_yticks(range(len(ys)), [short(y) for y in ys])
     axes.set_xlabel(first)
@@ -329,9 +315,9 @@ def _colormap() -> Any:
 
 
 def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()[file.getvalue().index("<svg") :]
 
 
 def _label(setting: Setting, fields: Sequence[str]) -> str:
@@ -360,7 +346,3 @@ def short(value: Any) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _text(value: str) -> str:
-    return html.escape(str(value))

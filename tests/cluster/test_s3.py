@@ -377,7 +377,7 @@ def test_a_whole_run_equals_that_with_a_folder(s3, store, images, tmp_path, monk
     run = train(store.root, tmp_path / "run", images)
     again = train(store.root, tmp_path / "again", images)
     assert set(again.report["reused"]) == {"data", "outer", "label", "select", "inner",
-                                           "evaluate"}  # fmt: skip
+                                           "evaluate", "pictures"}  # fmt: skip
     local = train(str(tmp_path / "store"), tmp_path / "local", images)
     assert run.report["val_accuracy"] == local.report["val_accuracy"]
     weights = [(path / "model.safetensors").read_bytes() for path in (run.path, local.path)]

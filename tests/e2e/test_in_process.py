@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import kdfm_ray as kdfm
+from kdfm_ray.types import UserError
 
 pytestmark = [
     pytest.mark.slow,
@@ -99,6 +100,11 @@ def test_two_folders_of_ones_own(pets):
         progress=False,
     )
     report = run.report
+    assert "KD-FixMatch" in (run.path / "report.html").read_text()
+    assert report["scored_on"] == "test"
+    assert report["scores"]["inner"]["confusion"] == [[5, 0], [0, 5]]
+    assert set(report["compared"]) == {"labeled_only", "outer"}
+    assert report["overridden"]["looked_at"] == 40
     assert run.classes == ["cat", "dog"]
     assert report["data"]["labeled"] + report["data"]["val"] == 16
     assert report["data"]["unlabeled"] == report["data"]["labeled"] + 40
@@ -124,10 +130,28 @@ def test_two_folders_of_ones_own(pets):
     assert again.report["test_accuracy"] == {"outer": None, "inner": None}
     assert again.report["val_accuracy"]["inner"] is not None
     assert "baseline" not in again.report["stages"]
+    assert again.report["scored_on"] == "val"
+    assert "There is no test set" in (again.path / "report.html").read_text()
+
+    # A run that fails leaves its page, with what there is.
+    with pytest.raises(UserError, match="the trusted subset is empty"):
+        kdfm.train(
+            labeled=pets / "labeled",
+            unlabeled=pets / "unlabeled",
+            model="wrn_10_2",
+            out=pets / "run3",
+            store=str(pets / "store"),
+            settings=settings | {"baseline": False, "select.tau_select": 1.0},
+            progress=False,
+        )
+    page = (pets / "run3" / "report.html").read_text()
+    assert "the trusted subset is empty" in page
+    assert "Map of the images" in page
+    assert not (pets / "run3" / "report.json").exists()
 
 
 def test_an_interrupted_run_goes_on_after_its_last_finished_stage(pets, monkeypatch):
-    from kdfm_ray.jobs import label
+    from kdfm_ray.jobs import label, pictures
 
     arguments = {
         "labeled": pets / "labeled",
@@ -147,7 +171,16 @@ def test_an_interrupted_run_goes_on_after_its_last_finished_stage(pets, monkeypa
         with pytest.raises(KeyboardInterrupt):
             kdfm.train(**arguments)
     assert not (pets / "run" / "report.json").exists()
-    run = kdfm.train(**arguments)
+    assert "It was interrupted." in (pets / "run" / "report.html").read_text()
+    with monkeypatch.context() as patch:  # and one without a map is as good a run
+
+        def broken(*_, **__):
+            raise ZeroDivisionError
+
+        patch.setattr(pictures, "flat_map", broken)
+        run = kdfm.train(**arguments)
+    assert "pictures" not in run.report["stages"]
+    assert "Map of the images" not in (run.path / "report.html").read_text()
     assert run.report["reused"] == ["data", "baseline", "outer"]
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {"baseline", "outer", "inner"}

@@ -46,6 +46,7 @@ APART = {
         "images_per_second",
     ),
     *("hardware", "resources", "numerics"),
+    *("command", "verdict"),  # which name the folders, and the time it took
 }
 
 

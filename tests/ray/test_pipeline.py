@@ -90,7 +90,7 @@ def test_the_run_folder_holds_everything(first):
     names = {path.name for path in result.path.iterdir()}
     assert names >= {
         *("config.yaml", "split.npz", "metrics.jsonl", "tensorboard", "model.safetensors"),
-        *("model.json", "report.json"),
+        *("model.json", "report.json", "report.html"),
     }
     report = json.loads((result.path / "report.json").read_text())
     assert set(report["test_accuracy"]) == {"labeled_only", "outer", "inner"}

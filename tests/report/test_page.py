@@ -1,0 +1,154 @@
+"""The page of a run: whatever is missing, it is drawn; nothing in it leads anywhere."""
+
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from kdfm_ray.report import page as page_module
+from kdfm_ray.report.charts import Line, line_chart, ticks
+from kdfm_ray.report.page import report_page, write_report_page
+
+VOID = {"meta", "img", "br"}
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is not closed in its place; keeps words and links."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.words, self.links = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value for name, value in attrs if name in ("src", "href", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, (tag, self.open)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def read(document):
+    parser = Balanced()
+    parser.feed(document)
+    assert parser.open == []
+    assert all(link.startswith("data:image/png;base64,") for link in parser.links)
+    assert not re.search(r"https?://|@import|url\(|<script", document)
+    for svg in re.findall(r"<svg.*?</svg>", document):
+        ET.fromstring(svg)
+        assert not re.search(r'[" ,]nan\b', svg)
+    return " ".join(parser.words)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 150])
+def test_a_whole_page(made, classes):
+    given = made(classes)
+    words = read(report_page(given.report, given.lines, given.pictures))
+    for expected in (
+        "Worth it: KD-FixMatch is",
+        "Something <odd> happened",
+        "Validation accuracy",
+        "mask rate",
+        "Trusted labels overridden",
+        "and their cluster agrees: trusted",
+        "Reliability",
+        "Most frequent mistakes",
+        "Map of the images",
+        "Rejected: not confident enough",
+        "5 of 100 trusted labels",
+        "images/s",
+        "Files skipped: 1",
+        "kdfm train --data.name digits",
+        "class <1> & more",
+    ):
+        assert expected in words, expected
+    assert ("Confusion matrix" in words) == (classes <= 128)
+
+
+@pytest.mark.parametrize(
+    "poorer",
+    [
+        {"truth": False},
+        {"baseline": False},
+        {"test": False},
+        {"clusterer": "none"},
+        {"truth": False, "baseline": False, "test": False, "clusterer": "none"},
+    ],
+)
+def test_a_poorer_run_has_its_page(made, poorer):
+    given = made(5, **poorer)
+    words = read(report_page(given.report, given.lines, given.pictures))
+    assert ("labeled-only" in words) == poorer.get("baseline", True)
+    assert ("Labels used that are right" in words) == poorer.get("truth", True)
+    assert ("Nobody knows their true classes" in words) != poorer.get("truth", True)
+    assert ("There is no test set" in words) != poorer.get("test", True)
+    assert ("no clusters were asked" in words) == (poorer.get("clusterer") == "none")
+
+
+def test_a_run_that_ended_early_says_why_and_shows_what_there_is(made):
+    given = made(3)
+    report = given.report | {
+        "test_accuracy": {"outer": None},
+        "val_accuracy": {"outer": 0.5},
+        "scored_on": None,
+        "scores": {},
+        "compared": {},
+        "selection": None,
+        "overridden": None,
+        "stages": {"data": 1.0, "outer": 2.0},
+    }
+    from kdfm_ray.report.verdict import verdict
+
+    report["verdict"] = verdict(report)
+    begun = [line for line in given.lines if line["stage"] == "outer"]
+    words = read(report_page(report, begun, None, "the disk is <full>"))
+    assert "This run ended early." in words
+    assert "the disk is <full>" in words
+    assert "No verdict yet" in words
+    assert "Validation accuracy" in words
+    assert "Map of the images" not in words
+    read(report_page(report, [], None, "at once"))
+
+
+def test_a_page_that_cannot_be_drawn_is_one_sentence(made, tmp_path, monkeypatch):
+    given = made(2)
+    assert write_report_page(tmp_path, given.report, None) is None
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+
+    def broken(*_):
+        raise ZeroDivisionError("of course")
+
+    monkeypatch.setattr(page_module, "report_page", broken)
+    trouble = write_report_page(tmp_path, given.report, None)
+    assert trouble == "report.html was not written: ZeroDivisionError: of course"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (0, 60, [0, 20, 40, 60]), (0.83, 0.83001, None)],
+)
+def test_ticks_hold_the_values(low, high, expected):
+    found = ticks(low, high)
+    assert found[0] <= low + 1e-9
+    assert found[-1] >= high - 1e-9
+    assert len(found) <= 8
+    if expected is not None:
+        assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("points", [[(1, 0.5)], [(1, 0.0), (2, 0.0)], [(5, 3e-9), (9, 1e6)]])
+def test_lines_of_any_values_are_drawn_inside_the_picture(points):
+    chart = line_chart([Line("only", points)], label="x")
+    root = ET.fromstring(chart)
+    line = root.find("polyline")
+    places = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
+    assert np.isfinite(places).all()
+    assert all(0 <= x <= 360 and 0 <= y <= 230 for x, y in places)
