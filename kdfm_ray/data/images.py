@@ -26,6 +26,7 @@ _CHUNK = 32  # images that a thread takes at a time
 _NOT_PHOTOS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 # A photo with a second one for depth or 3D; a picture whose layers follow the whole of it.
 _FIRST_IS_WHOLE = {"MPO", "PSD"}
+_KNOWN_BY_HEAD = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "JPEG2000", "AVIF")
 _MAX_WIDE = 0xFFFF  # brightest of 16 bits
 _UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,6 +45,13 @@ def suffixes() -> frozenset[str]:
     Image.init()
     readable = set(Image.OPEN) - _NOT_PHOTOS
     return frozenset(end for end, kind in Image.registered_extensions().items() if kind in readable)
+
+
+def has_image_head(head: bytes) -> bool:
+    """Whether a file begins (16 bytes are enough) as a common kind of image does."""
+    suffixes()
+    kinds = (Image.OPEN[kind][1] for kind in _KNOWN_BY_HEAD if kind in Image.OPEN)
+    return any(accept is not None and bool(accept(head)) for accept in kinds)
 
 
 class Unreadable(ValueError):
@@ -117,7 +125,7 @@ def decode_files(
             broken[i] = f"\n  {paths[i]}: {error}"
 
     with quiet_pillow():
-        _for_each(len(paths), work, "decode", emit)
+        for_each(len(paths), work, _steps("decode", len(paths), emit))
     if broken:
         lines = [broken[i] for i in sorted(broken)]
         more = f"\n  and {len(lines) - MOST_NAMED} more" if len(lines) > MOST_NAMED else ""
@@ -147,12 +155,21 @@ def resize(
         pixels = np.ascontiguousarray(images[i, :, :, 0] if channels == 1 else images[i])
         out[i] = np.asarray(_square(Image.fromarray(pixels), size)).reshape(size, size, channels)
 
-    _for_each(n, work, "resize", emit)
+    for_each(n, work, _steps("resize", n, emit))
     return out
 
 
-def _for_each(n: int, work: Callable[[int], None], phase: str, emit: Emit | None) -> None:
-    """``work(i)`` for 0..n-1 in threads (Pillow lets go of the interpreter lock)."""
+def for_each(
+    n: int, work: Callable[[int], None], tell: Callable[[int], None], threads: int | None = None
+) -> None:
+    """``work(i)`` for 0..n-1 in threads (Pillow lets go of the interpreter lock).
+
+    Args:
+        n: how often.
+        work: what to do.
+        tell: told how many are done since it was told the last time, about a hundred times.
+        threads: none: one for each core.
+    """
 
     def chunk(start: int) -> int:
         end = min(start + _CHUNK, n)
@@ -161,11 +178,24 @@ def _for_each(n: int, work: Callable[[int], None], phase: str, emit: Emit | None
         return end
 
     told = 0
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=threads or os.cpu_count()) as pool:
         for done in pool.map(chunk, range(0, n, _CHUNK)):
-            if emit is not None and (done == n or done - told >= n / 100):
-                emit({"stage": "data", "phase": phase, "step": done, "total": n})
+            if done == n or done - told >= n / 100:
+                tell(done - told)
                 told = done
+
+
+def _steps(phase: str, total: int, emit: Emit | None) -> Callable[[int], None]:
+    """Progress as events."""
+    done = 0
+
+    def tell(advance: int) -> None:
+        nonlocal done
+        done += advance
+        if emit is not None:
+            emit({"stage": "data", "phase": phase, "step": done, "total": total})
+
+    return tell
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
@@ -185,16 +215,12 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 
 def _content(source: Path | bytes) -> Path | io.BytesIO:
     """What Pillow opens; refuses what it would wait for, or could only call no image."""
-    if isinstance(source, bytes):
-        found, size = io.BytesIO(source), len(source)
-    else:
-        facts = source.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise ValueError("not a file" if stat.S_ISDIR(facts.st_mode) else "no ordinary file")
-        found, size = source, facts.st_size
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
+        raise ValueError("no ordinary file")
     if size == 0:
         raise ValueError("empty (0 bytes)")
-    return found
+    return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
 def _check_single(file: Image.Image) -> None:
