@@ -24,6 +24,7 @@ from kdfm_ray.remote import StoreError, open_files
 from kdfm_ray.types import UserError
 
 TABLES = (".csv", ".parquet")
+IMAGES = "the images at"  # in messages of object stores
 HIDDEN = "hidden"  # instead of an ending
 _REQUESTS = 32  # to an object store at a time
 # What different file systems say of a file that changes with its content.
@@ -130,7 +131,7 @@ def content(place: str) -> Path | bytes:
     """
     if not is_uri(place):
         return Path(place)
-    files, path = open_files(place)
+    files, path = open_files(place, IMAGES)
     found: bytes = files.cat_file(path)
     return found
 
@@ -139,7 +140,7 @@ def subfolders(place: str) -> list[str]:
     """Sorted names of the folders directly in a place; hidden ones are passed over."""
     if not is_uri(place):
         return sorted(entry.name for entry in entries(place) if is_folder(entry))
-    files, path = open_files(place)
+    files, path = open_files(place, IMAGES)
     found = _asked(place, lambda: files.ls(path, detail=True))
     names = (_base(item["name"]) for item in found if item["type"] == "directory")
     return sorted(name for name in names if not is_hidden(name))
@@ -150,7 +151,7 @@ def loose(place: str) -> list[str]:
     if not is_uri(place):
         found = [entry.name for entry in entries(place) if not is_folder(entry)]
     else:
-        files, path = open_files(place)
+        files, path = open_files(place, IMAGES)
         listed = _asked(place, lambda: files.ls(path, detail=True))
         found = [_base(item["name"]) for item in listed if item["type"] != "directory"]
     return sorted(name for name in found if ending(name) in suffixes() and not is_hidden(name))
@@ -171,7 +172,7 @@ def list_tree(place: str) -> Tree:
 def list_glob(pattern: str) -> Tree:
     """Files that a pattern matches (``**`` for any depth), and images in the folders it matches."""
     if is_uri(pattern):
-        files, path = open_files(pattern)
+        files, path = open_files(pattern, IMAGES)
         found = _asked(pattern, lambda: files.glob(path, detail=True))
         items = [item for item in found.values() if item["type"] == "file"]
         return _remote_tree(files, items, lambda name: name)
@@ -329,7 +330,7 @@ def _local_file(place: str, name: str) -> ImageFile:
 
 
 def _list_remote(place: str) -> Tree:
-    files, path = open_files(place)
+    files, path = open_files(place, IMAGES)
     found = _asked(place, lambda: files.find(path, detail=True))
     items = [item for item in found.values() if item["type"] == "file"]
     root = path.rstrip("/") + "/"
@@ -354,7 +355,7 @@ def _remote_tree(files: Any, items: Iterable[Any], relative: Callable[[str], str
 
 
 def _remote_file(place: str, name: str) -> ImageFile:
-    files, path = open_files(place)
+    files, path = open_files(place, IMAGES)
     try:
         return ImageFile(place, name, _facts(files.info(path)), place)
     except StoreError as error:
