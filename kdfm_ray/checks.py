@@ -11,7 +11,7 @@ from kdfm_ray.types import UserError
 
 def find_problems(values: Mapping[str, Any]) -> list[str]:
     """Names, folders and files in ``values`` that do not exist: found without images or Ray."""
-    from kdfm_ray.data import catalog
+    from kdfm_ray.data import catalog, sources
     from kdfm_ray.models import factory
 
     problems: list[str] = []
@@ -29,9 +29,10 @@ def find_problems(values: Mapping[str, Any]) -> list[str]:
     except ValueError as error:
         problems.append(f"model.name: {error}")
     for name in ("labeled", "unlabeled", "test"):
-        path = data[name]
-        if isinstance(path, str) and not Path(path).expanduser().is_dir():
-            problems.append(f"data.{name} = {path}: no such folder; give an existing folder")
+        place = data[name]
+        if isinstance(place, str | Path):
+            problem = sources.check_place(str(place), pattern=name == "unlabeled")
+            problems += [f"data.{name} = {place}: {problem}"] if problem else []
     pretrained = model["pretrained"]
     is_file = isinstance(pretrained, str) and pretrained not in ("no", "yes")
     if is_file and not Path(pretrained).expanduser().is_file():

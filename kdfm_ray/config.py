@@ -44,9 +44,24 @@ class DataConfig(Section):
     name: str | None = Field(
         None, description="named data set (see `kdfm presets`), or give folders"
     )
-    labeled: Path | None = Field(None, description="folder with one subfolder of images per class")
-    unlabeled: Path | None = Field(None, description="folder of images without labels, any depth")
-    test: Path | None = Field(None, description="folder of test images, one subfolder per class")
+    labeled: str | None = Field(
+        None,
+        description="folder with one subfolder of images per class, or CSV / Parquet file of "
+        "path,label; may be a URI",
+    )
+    unlabeled: str | None = Field(
+        None,
+        description="folder of images without labels, any depth, or glob, or CSV / Parquet file "
+        "of path; may be a URI",
+    )
+    test: str | None = Field(None, description="test images, given like labeled")
+    max_skipped: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of your own images that may be unreadable and are skipped; above it "
+        "the run stops",
+    )
     root: Path = Field(
         Path("~/.cache/kdfm_ray/data"),
         description="where named data sets are, or are downloaded to",
@@ -65,7 +80,11 @@ class DataConfig(Section):
         None, ge=0, description="seed of the split; none: the same as `seed`"
     )
     image_size: int | None = Field(
-        None, ge=8, le=1024, description="pixels a side; none: the data set's own, 64 for folders"
+        None,
+        ge=8,
+        le=1024,
+        description="pixels a side; none: the data set's own; of "
+        "your own images the median shorter side, at least 32 and at most 64",
     )
     device: Keep = Field(
         "auto", description="where GPUs read images; auto: from their own memory where they fit"
@@ -73,6 +92,18 @@ class DataConfig(Section):
     flip: Literal["auto", "yes", "no"] = Field(
         "auto", description="horizontal flips in the weak view; auto: as the data set says"
     )
+
+    @field_validator("labeled", "unlabeled", "test", mode="before")
+    @classmethod
+    def _place_as_text(cls, place: Any) -> Any:
+        return str(place) if isinstance(place, Path) else place
+
+    @field_validator("labeled", "unlabeled", "test")
+    @classmethod
+    def _holds_no_secret(cls, place: str | None) -> str | None:
+        if place is not None and holds_secret(place):
+            raise ValueError(SECRET_IN_URI)
+        return place
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -287,7 +318,7 @@ class FaultConfig(Section):
     )
 
 
-DATA_PATHS = ("labeled", "unlabeled", "test", "root")
+DATA_PLACES = ("labeled", "unlabeled", "test")
 
 # What does not change the result, and so is in no key and no hash.
 NOT_IN_HASH: Any = {
@@ -297,7 +328,7 @@ NOT_IN_HASH: Any = {
     "faults": True,
     "on_warning": True,
     "track": True,
-    "data": {"root", "device"},
+    "data": {"root", "device", "max_skipped"},
     "label": {"num_actors", "gpus_per_actor"},
 }
 
@@ -437,17 +468,18 @@ def holds_secret(uri: str) -> bool:
 def absolute_paths(config: Config) -> Config:
     """The config with absolute paths: workers run in other folders than the driver."""
 
-    def absolute(path: Path | None) -> Path | None:
-        return None if path is None else path.expanduser().resolve()
+    def absolute(place: str | None) -> str | None:
+        return place and _absolute_place(place.removeprefix("file://"))
 
-    paths = {name: absolute(getattr(config.data, name)) for name in DATA_PATHS}
+    places: dict[str, Any] = {name: absolute(getattr(config.data, name)) for name in DATA_PLACES}
+    places["root"] = config.data.root.expanduser().resolve()
     pretrained = config.model.pretrained
     if pretrained not in ("no", "yes"):
         pretrained = str(Path(pretrained).expanduser().resolve())
     return config.model_copy(
         update={
             "out": config.out and _absolute_place(config.out),
-            "data": config.data.model_copy(update=paths),
+            "data": config.data.model_copy(update=places),
             "model": config.model.model_copy(update={"pretrained": pretrained}),
         }
     )

@@ -26,14 +26,26 @@ VERSIONS = {
     "evaluation": 3,
     "pictures": 1,
 }
+OWN_IMAGES = 2  # version of how the user's own images are read; named sets have VERSIONS alone
 # The last three are in the key as they were resolved.
 NOT_IN_TRAINING = {"log_every", "precision", "memory_format", "compile"}
 
 
-def dataset_key(config: Config, fingerprint: str | None) -> str:
-    """Key of the decoded images; ``fingerprint`` is of the user's files, ``None`` for a name."""
-    parts = {"name": config.data.name, "image_size": config.data.image_size}
-    return _key("dataset", parts | {"fingerprint": fingerprint})
+def dataset_key(
+    config: Config, fingerprint: str | None = None, image_size: int | None = None
+) -> str:
+    """Key of the decoded images.
+
+    Args:
+        config: the run's.
+        fingerprint: of the user's own files; ``None`` for a named data set.
+        image_size: of the user's own images, as it was chosen.
+    """
+    parts: dict[str, Any] = {"name": config.data.name, "fingerprint": fingerprint}
+    parts["image_size"] = config.data.image_size if fingerprint is None else image_size
+    if fingerprint is not None:
+        parts["own_images"] = OWN_IMAGES
+    return _key("dataset", parts)
 
 
 def split_key(config: Config, dataset: str) -> str:

@@ -20,13 +20,17 @@ class StoreError(OSError):
     """A store behind a URI did not do what it was asked; its text says why and what to do."""
 
 
-def open_files(url: str) -> tuple[Any, str]:
+def open_files(url: str, what: str = "the store") -> tuple[Any, str]:
     """The file system of a URI (or folder), and the path in it.
 
     Listings are not cached: other processes write there too.
+
+    Args:
+        url: what to open.
+        what: lies there, for messages.
     """
     files, path = fsspec.url_to_fs(url, use_listings_cache=False)
-    return (files if isinstance(files, LocalFileSystem) else _Remote(files, url)), path
+    return (files if isinstance(files, LocalFileSystem) else _Remote(files, url, what)), path
 
 
 def create(files: Any, path: str, data: bytes) -> bool:
@@ -52,8 +56,8 @@ def create(files: Any, path: str, data: bytes) -> bool:
 class _Remote:
     """A file system whose methods raise ``FileNotFoundError`` and other ``OSError``s only."""
 
-    def __init__(self, files: Any, url: str) -> None:
-        self._files = files
+    def __init__(self, files: Any, url: str, what: str) -> None:
+        self._files, self._what = files, what
         protocol, _, rest = url.partition("://")
         self._bucket = f"{protocol}://{rest.partition('/')[0]}"
         self.exclusive = protocol in ("s3", "s3a")  # can create where there is nothing, in one step
@@ -77,7 +81,7 @@ class _Remote:
             except Exception as error:
                 if isinstance(error, FileNotFoundError) and _code(error) != "NoSuchBucket":
                     raise
-                failure = _explained(self._bucket, error)
+                failure = _explained(self._what, self._bucket, error)
             raise failure  # outside: without the library's text, even in a traceback
 
         return call
@@ -92,10 +96,11 @@ def _code(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _explained(bucket: str, error: Exception) -> StoreError:
+def _explained(what: str, bucket: str, error: Exception) -> StoreError:
     code = _code(error)
     if code == "NoSuchBucket":
-        why = "there is no such bucket: make it, or correct --store or KDFM_STORE"
+        place = "--store or KDFM_STORE" if what == "the store" else "its name"
+        why = f"there is no such bucket: make it, or correct {place}"
     elif "Credential" in code:
         why = (
             "no usable credentials were found: give them as AWS_ACCESS_KEY_ID and "
@@ -103,13 +108,13 @@ def _explained(bucket: str, error: Exception) -> StoreError:
         )
     elif isinstance(error, PermissionError):
         why = (
-            "access is refused: check the credentials, and that they may read, write, list and "
-            "delete there"
+            "access is refused: check the credentials, and that they may read, list and (for a "
+            "store) write and delete there"
         )
     elif "Connect" in code or "Timeout" in code or code == "HTTPClientError":
         why = "it does not answer: check the network, AWS_ENDPOINT_URL and the region"
     else:
         why = "the request failed, repeated or not: try again later, or look at the server"
-    failure = StoreError(f"the store {bucket}: {why} ({code})")
+    failure = StoreError(f"{what} {bucket}: {why} ({code})")
     failure.errno = error.errno if isinstance(error, OSError) else None
     return failure

@@ -5,7 +5,10 @@ Legend: N images, S pixels a side, C channels.
 
 from __future__ import annotations
 
+import io
 import os
+import stat
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -21,6 +24,10 @@ MOST_NAMED = 10  # files that an error message names
 _CHUNK = 32  # images that a thread takes at a time
 # Pillow lists these endings, but they are vector graphics, films, grids of floats or mere stubs.
 _NOT_PHOTOS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+# A photo with a second one for depth or 3D; a picture whose layers follow the whole of it.
+_FIRST_IS_WHOLE = {"MPO", "PSD"}
+_KNOWN_BY_HEAD = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "JPEG2000", "AVIF")
+_MAX_WIDE = 0xFFFF  # brightest of 16 bits
 _UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,19 +47,58 @@ def suffixes() -> frozenset[str]:
     return frozenset(end for end, kind in Image.registered_extensions().items() if kind in readable)
 
 
-def decode(path: Path, size: int) -> UInt8[np.ndarray, "s s 3"]:
-    """One image file as uint8 RGB ``[S, S, 3]``: shorter side to S, then the center square.
+def has_image_head(head: bytes) -> bool:
+    """Whether a file begins (16 bytes are enough) as a common kind of image does."""
+    suffixes()
+    kinds = (Image.OPEN[kind][1] for kind in _KNOWN_BY_HEAD if kind in Image.OPEN)
+    return any(accept is not None and bool(accept(head)) for accept in kinds)
+
+
+class Unreadable(ValueError):
+    """A file that gives no picture; its text is the reason, as part of a sentence."""
+
+
+def decode(source: Path | bytes, size: int) -> UInt8[np.ndarray, "s s 3"]:
+    """One image as uint8 RGB ``[S, S, 3]``: shorter side to S, then the center square.
 
     The camera's rotation (EXIF) is undone. Transparency is laid on white. Grey becomes three equal
-    channels; 16-bit grey keeps its upper 8 bits, without stretching. CMYK is converted without a
-    color profile. Of an animation the first frame counts. Resizing is bilinear and antialiased.
+    channels; 16 bits are scaled to 8, without stretching. CMYK is converted without a color
+    profile. Resizing is bilinear and antialiased.
+
+    Args:
+        source: a file, or the content of one.
+        size: S, pixels a side.
+
+    Raises:
+        Unreadable: it is empty, cut off, no image, an animation, or of numbers that have no scale.
     """
-    with Image.open(path) as file:
-        # JPEG can be decoded at 1/2, 1/4 or 1/8: the smallest that is at least twice our size.
-        file.draft("RGB", (2 * size, 2 * size))
-        square = _square(_to_rgb(file), size)
-        turn = _UPRIGHT.get(_orientation(file))
-    return np.asarray(square if turn is None else square.transpose(turn))
+    try:
+        with Image.open(_content(source)) as file:
+            _check_single(file)
+            # JPEG can be decoded at 1/2, 1/4 or 1/8: the smallest that is at least twice our size.
+            file.draft("RGB", (2 * size, 2 * size))
+            square = _square(_to_rgb(file), size)
+            turn = _UPRIGHT.get(_orientation(file))
+        return np.asarray(square if turn is None else square.transpose(turn))
+    except Exception as error:  # Pillow raises a dozen kinds
+        raise Unreadable(_reason(error)) from error
+
+
+def shorter_side(source: Path | bytes) -> int | None:
+    """Pixels of an image's shorter side, by its head alone; ``None`` where it says nothing."""
+    try:
+        with quiet_pillow(), Image.open(_content(source)) as file:
+            return min(file.size)
+    except Exception:  # decoding says why
+        return None
+
+
+def quiet_pillow() -> warnings.catch_warnings:
+    """A block without Pillow's warnings of odd files: such a file is either read or refused.
+
+    Python keeps filters for the whole process, so threads within the block have them too.
+    """
+    return warnings.catch_warnings(action="ignore", category=Warning)
 
 
 def decode_files(
@@ -75,10 +121,11 @@ def decode_files(
     def work(i: int) -> None:
         try:
             images[i] = decode(paths[i], size)
-        except Exception as error:  # Pillow raises a dozen kinds; each is told to the user
-            broken[i] = f"\n  {paths[i]}: {_reason(error)}"
+        except Unreadable as error:
+            broken[i] = f"\n  {paths[i]}: {error}"
 
-    _for_each(len(paths), work, "decode", emit)
+    with quiet_pillow():
+        for_each(len(paths), work, _steps("decode", len(paths), emit))
     if broken:
         lines = [broken[i] for i in sorted(broken)]
         more = f"\n  and {len(lines) - MOST_NAMED} more" if len(lines) > MOST_NAMED else ""
@@ -108,12 +155,21 @@ def resize(
         pixels = np.ascontiguousarray(images[i, :, :, 0] if channels == 1 else images[i])
         out[i] = np.asarray(_square(Image.fromarray(pixels), size)).reshape(size, size, channels)
 
-    _for_each(n, work, "resize", emit)
+    for_each(n, work, _steps("resize", n, emit))
     return out
 
 
-def _for_each(n: int, work: Callable[[int], None], phase: str, emit: Emit | None) -> None:
-    """``work(i)`` for 0..n-1 in threads (Pillow lets go of the interpreter lock)."""
+def for_each(
+    n: int, work: Callable[[int], None], tell: Callable[[int], None], threads: int | None = None
+) -> None:
+    """``work(i)`` for 0..n-1 in threads (Pillow lets go of the interpreter lock).
+
+    Args:
+        n: how often.
+        work: what to do.
+        tell: told how many are done since it was told the last time, about a hundred times.
+        threads: none: one for each core.
+    """
 
     def chunk(start: int) -> int:
         end = min(start + _CHUNK, n)
@@ -122,11 +178,24 @@ def _for_each(n: int, work: Callable[[int], None], phase: str, emit: Emit | None
         return end
 
     told = 0
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=threads or os.cpu_count()) as pool:
         for done in pool.map(chunk, range(0, n, _CHUNK)):
-            if emit is not None and (done == n or done - told >= n / 100):
-                emit({"stage": "data", "phase": phase, "step": done, "total": n})
+            if done == n or done - told >= n / 100:
+                tell(done - told)
                 told = done
+
+
+def _steps(phase: str, total: int, emit: Emit | None) -> Callable[[int], None]:
+    """Progress as events."""
+    done = 0
+
+    def tell(advance: int) -> None:
+        nonlocal done
+        done += advance
+        if emit is not None:
+            emit({"stage": "data", "phase": phase, "step": done, "total": total})
+
+    return tell
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
@@ -144,11 +213,29 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
 
+def _content(source: Path | bytes) -> Path | io.BytesIO:
+    """What Pillow opens; refuses what it would wait for, or could only call no image."""
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
+        raise ValueError("no ordinary file")
+    if size == 0:
+        raise ValueError("empty (0 bytes)")
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _check_single(file: Image.Image) -> None:
+    frames = getattr(file, "n_frames", 1)
+    if frames > 1 and file.format not in _FIRST_IS_WHOLE:
+        raise ValueError(f"an animation, or of several pages ({frames} pictures in one file)")
+
+
 def _to_rgb(file: Image.Image) -> Image.Image:
     if file.mode == "F":
         raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
     if file.mode.startswith("I"):  # 16 bits, which Pillow sometimes calls 32
-        wide = np.asarray(file).astype(np.int64).clip(0, 65535)
+        wide = np.asarray(file).astype(np.int64)
+        if wide.min() < 0 or wide.max() > _MAX_WIDE:
+            raise ValueError("its pixels are 32-bit numbers; save it with 8 or 16 bits")
         return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
     if file.has_transparency_data:
         above = file.convert("RGBA")
@@ -170,6 +257,8 @@ def _reason(error: Exception) -> str:
         return "no such file (a broken link?)"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or of a kind that Pillow does not know"
+    if isinstance(error, Image.DecompressionBombError):
+        return "too large: more pixels than Pillow takes for an honest picture"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return f"{error}" or type(error).__name__
+    return " ".join(f"{error}".split()) or type(error).__name__

@@ -18,6 +18,7 @@ from kdfm_ray.data.streams import permutation
 from kdfm_ray.types import UNKNOWN, UserError
 
 MAX_VAL = 5000  # DESIGN of the method: 5,000 of Fashion-MNIST's 60,000 validate
+FEW_LABELS = 5  # below that a class has next to nothing to learn from and to validate on
 FEW_VAL = 50  # below this one image moves the accuracy by more than two points
 _PARTS = ("labeled_index", "unlabeled_index", "val_index")
 
@@ -175,7 +176,7 @@ def make_split(
         labeled_index=np.sort(np.concatenate(labeled)),
         unlabeled_index=np.flatnonzero(keep),
         val_index=val_index,
-        warnings=_warnings(names, val_counts, take, num_labels),
+        warnings=_warnings(names, counts, val_counts, take, num_labels),
     )
 
 
@@ -248,9 +249,18 @@ def _balanced(available: np.ndarray, total: int, order: np.ndarray) -> np.ndarra
 
 
 def _warnings(
-    names: list[str], val_counts: np.ndarray, take: np.ndarray, num_labels: int | None
+    names: list[str],
+    counts: np.ndarray,
+    val_counts: np.ndarray,
+    take: np.ndarray,
+    num_labels: int | None,
 ) -> tuple[str, ...]:
     texts = []
+    if few := [f"{names[k]} ({counts[k]})" for k in np.flatnonzero(counts < FEW_LABELS)]:
+        texts.append(
+            f"fewer than {FEW_LABELS} labeled images of class {_some(few)}: what is validated on "
+            "is too few to tell, and to train on even fewer; label more"
+        )
     if num_labels is not None:
         share = num_labels // len(names)
         short = [f"{names[k]} ({take[k]})" for k in np.flatnonzero(take < share)]

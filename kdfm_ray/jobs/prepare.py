@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,9 @@ import numpy as np
 
 from kdfm_ray import keys
 from kdfm_ray.config import Config
-from kdfm_ray.data import catalog, folder
+from kdfm_ray.data import catalog
 from kdfm_ray.data.split import Split, make_split
+from kdfm_ray.jobs.decode import decode_own
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.leases import lease
 from kdfm_ray.store import Artifact, Draft, Store
@@ -22,8 +22,6 @@ from kdfm_ray.types import UNKNOWN, Dataset, Emit, ImageSet, UserError
 if TYPE_CHECKING:  # the driver prepares nothing itself, and starts sooner without torch
     from kdfm_ray.models.backbone import Network
     from kdfm_ray.training.batches import TrainingData
-
-FOLDER_IMAGE_SIZE = 64  # pixels a side where the images are the user's and nothing else is said
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,11 @@ def prepare(session: Session, store: Store, config: Config) -> Prepared:
     Raises:
         UserError: anything about the data or the network that the user can mend.
     """
-    dataset_key, split_key, reused = session.call(_prepare, store.root, config, session.emit)
+    if config.data.labeled is None:
+        dataset_key, reused = session.call(_load_named, store.root, config, session.emit)
+    else:
+        dataset_key, reused = decode_own(session, store, config)
+    split_key = session.call(_check_and_split, store.root, config, dataset_key)
     dataset, split = store.find("dataset", dataset_key), store.find("split", split_key)
     if dataset is None or split is None:
         raise UserError(
@@ -104,31 +106,34 @@ def make_network(config: Config, facts: dict[str, Any], *, seed: int, pretrained
         raise UserError(str(error)) from error
 
 
-def _prepare(store_root: str, config: Config, emit: Emit) -> tuple[str, str, bool]:
+def _load_named(store_root: str, config: Config, emit: Emit) -> tuple[str, bool]:
     store = Store(store_root)
-    listing = _list_files(config)
-    fingerprint = None if listing is None else listing.fingerprint()
-    dataset_key = keys.dataset_key(config, fingerprint)
-    artifact = store.find("dataset", dataset_key)
-    reused = artifact is not None
-    if artifact is None:
+    key = keys.dataset_key(config)
+    if store.find("dataset", key) is not None:
+        return key, True
 
-        def waiting(holder: str) -> None:
-            text = f"another run ({holder}) reads these images now: waiting for them"
-            emit({"stage": "data", "waiting": text})
+    def waiting(holder: str) -> None:
+        text = f"another run ({holder}) reads these images now: waiting for them"
+        emit({"stage": "data", "waiting": text})
 
-        def done() -> bool:
-            return store.find("dataset", dataset_key) is not None
+    def done() -> bool:
+        return store.find("dataset", key) is not None
 
-        with lease(store, "dataset", dataset_key, done=done, waiting=waiting) as held:
-            if held:
-                started = time.perf_counter()
-                dataset = _load(config, listing, emit)
-                with store.writing("dataset", dataset_key) as draft:
-                    warnings = () if listing is None else listing.warnings
-                    _write_dataset(draft, dataset, warnings, started)
-        artifact = store.find("dataset", dataset_key)
-        assert artifact is not None
+    with lease(store, "dataset", key, done=done, waiting=waiting) as held:
+        if held:
+            started = time.perf_counter()
+            data = config.data
+            assert data.name is not None
+            dataset = catalog.load(data.name, data.root.expanduser(), data.image_size, emit)
+            with store.writing("dataset", key) as draft:
+                _write_dataset(draft, dataset, started)
+    return key, False
+
+
+def _check_and_split(store_root: str, config: Config, dataset_key: str) -> str:
+    """Try the network on the images, and draw the split unless it was drawn."""
+    store = Store(store_root)
+    artifact = store.get("dataset", dataset_key)
     facts = artifact.record()
     make_network(config, facts, seed=config.seed, pretrained=config.model.pretrained)
 
@@ -143,22 +148,7 @@ def _prepare(store_root: str, config: Config, emit: Emit) -> tuple[str, str, boo
             )
         with store.writing("split", split_key) as draft:
             _write_split(draft, split)
-    return dataset_key, split_key, reused
-
-
-def _list_files(config: Config) -> folder.FolderListing | None:
-    data = config.data
-    if data.labeled is None:
-        return None
-    return folder.list_folders(data.labeled, data.unlabeled, data.test)
-
-
-def _load(config: Config, listing: folder.FolderListing | None, emit: Emit) -> Dataset:
-    data = config.data
-    if listing is not None:
-        return folder.load_listing(listing, data.image_size or FOLDER_IMAGE_SIZE, emit)
-    assert data.name is not None
-    return catalog.load(data.name, data.root.expanduser(), data.image_size, emit)
+    return split_key
 
 
 def _split(config: Config, labels: np.ndarray, facts: dict[str, Any]) -> Split:
@@ -175,7 +165,7 @@ def _split(config: Config, labels: np.ndarray, facts: dict[str, Any]) -> Split:
         raise UserError(str(error)) from error
 
 
-def _write_dataset(draft: Draft, dataset: Dataset, warnings: Sequence[str], started: float) -> None:
+def _write_dataset(draft: Draft, dataset: Dataset, started: float) -> None:
     for part, images in (("train", dataset.train), ("test", dataset.test)):
         if images is not None:
             np.save(draft.path / f"{part}_images.npy", images.images)
@@ -188,7 +178,7 @@ def _write_dataset(draft: Draft, dataset: Dataset, warnings: Sequence[str], star
             "flip": dataset.flip,
             "num_train": len(dataset.train),
             "num_test": None if dataset.test is None else len(dataset.test),
-            "data_warnings": list(warnings),
+            "data_warnings": [],
             "seconds": time.perf_counter() - started,
         }
     )

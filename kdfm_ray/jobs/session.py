@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -116,6 +116,44 @@ class Session:
             return ray.get(task.remote(*args))
         except RayTaskError as error:
             raise error.cause from error
+
+    def each(self, function: Callable[..., T], items: Sequence[tuple[Any, ...]]) -> Iterator[T]:
+        """Run a function once for the arguments of each item, as Ray tasks of one CPU each.
+
+        As many run at a time as the cluster has CPUs; a task whose process or node dies is run
+        again.
+
+        Args:
+            function: importable by name on every node.
+            items: arguments, picklable.
+
+        Yields:
+            Results, in the order in which they come.
+        """
+        if self.in_process:
+            for item in items:
+                yield function(*item)
+            return
+        import ray
+        from ray.exceptions import RayTaskError
+
+        task = ray.remote(
+            num_cpus=self.cpus_to_ask(1), max_retries=3, scheduling_strategy="SPREAD"
+        )(function)
+        waiting = list(reversed(items))
+        running: set[Any] = set()
+        try:
+            while waiting or running:
+                while waiting and len(running) < max(1, self.room.cpus):
+                    running.add(task.remote(*waiting.pop()))
+                done, rest = ray.wait(list(running), num_returns=1)
+                running = set(rest)
+                yield from ray.get(done)
+        except RayTaskError as error:
+            raise error.cause from error
+        finally:
+            for reference in running:
+                ray.cancel(reference)
 
 
 @contextlib.contextmanager

@@ -61,6 +61,10 @@ def make_report(finished: Finished) -> dict[str, Any]:
             "unlabeled": facts.get("num_unlabeled"),
             "val": facts.get("num_val"),
             "test": facts.get("num_test"),
+            "skipped": [*facts.get("skipped", ()), *facts.get("others", ())],
+            "non_images": facts.get("non_images", {}),
+            "duplicates": facts.get("duplicates", []),
+            "duplicate_counts": facts.get("duplicate_counts", {}),
         },
         "stages": {
             stage: records[artifact]["seconds"]

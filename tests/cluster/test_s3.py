@@ -272,6 +272,49 @@ def train(store, out, images):
     )
 
 
+def test_images_in_s3(s3, server, images, tmp_path, monkeypatch):
+    """Listed and decoded there; refused access and silence stop the run, and skip nothing."""
+    from kdfm_ray.config import parse_config
+    from kdfm_ray.jobs import decode
+    from kdfm_ray.jobs.prepare import prepare
+    from kdfm_ray.jobs.session import open_session
+    from kdfm_ray.types import RunFailed
+
+    files, bucket = s3fs.S3FileSystem(use_listings_cache=False), f"images-{time.monotonic_ns()}"
+    files.mkdir(bucket)
+    for file in images.rglob("*.png"):
+        files.pipe_file(f"{bucket}/{file.relative_to(images)}", file.read_bytes())
+    files.pipe_file(f"{bucket}/unlabeled/bad.png", b"x")
+    files.pipe_file(f"{bucket}/list.csv", b"path\nunlabeled/red0.png\nunlabeled/gone.png\n")
+
+    def prepared(unlabeled):
+        places = {"labeled": f"s3://{bucket}/labeled", "unlabeled": f"s3://{bucket}/{unlabeled}"}
+        data = places | {"max_skipped": 0.1}
+        scale = {"num_workers": 0}
+        values = {"data": data, "scale": scale, "model": {"name": "wrn_10_2"}}
+        config = parse_config(values)
+        with open_session(config.scale, lambda event: None) as session:
+            return prepare(session, Store(str(tmp_path / "store")), config).facts
+
+    server.fail(10**6, "403 x", "AccessDenied")
+    with pytest.raises(UserError, match=r"the images at s3://images-\d+: access is refused"):
+        prepared("unlabeled")
+    server.heal()
+    found = prepared("unlabeled")
+    assert [item["path"] for item in found["skipped"]] == [f"s3://{bucket}/unlabeled/bad.png"]
+    assert found["num_train"] == 56
+    assert prepared("unlabeled")["reused"]
+    table = prepared("list.csv")
+    assert [item["reason"] for item in table["skipped"]] == ["no such file"]
+    files.pipe_file(f"{bucket}/unlabeled/red0.png", b"another content")
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "_check_roots", lambda roots: server.fail(10**6, "500 x", "Broken"))
+        with pytest.raises(RunFailed, match="cannot be read now"):
+            prepared("unlabeled")
+    server.heal()
+    assert len(prepared("unlabeled")["skipped"]) == 2
+
+
 @pytest.mark.parametrize("mistake", ["bucket", "none", "wrong", "forbidden", "nobody", "password"])
 def test_mistakes_are_told_before_anything_is_computed(
     s3, server, store, images, tmp_path, monkeypatch, mistake

@@ -1,12 +1,21 @@
 """Decoding: every kind of picture becomes the right RGB square, or is named with the reason."""
 
+import os
 import re
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from kdfm_ray.data.images import decode, decode_files, resize, suffixes
+from kdfm_ray.data.images import (
+    Unreadable,
+    decode,
+    decode_files,
+    quiet_pillow,
+    resize,
+    shorter_side,
+    suffixes,
+)
 from kdfm_ray.types import UserError
 
 ORIENTATION = 0x0112
@@ -67,10 +76,57 @@ def test_cmyk_jpeg_is_not_inverted(tmp_path):
     np.testing.assert_allclose(found.reshape(-1, 3).mean(0), (0, 255, 255), atol=3)
 
 
-def test_first_frame_of_an_animation(tmp_path):
-    frames = [Image.new("L", (8, 8), value) for value in (10, 200)]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert decode(tmp_path / "a.gif", 4)[0, 0].tolist() == [10, 10, 10]
+def save_frames(path, count=3, **options):
+    first, *more = (Image.new("RGB", (8, 8), (60 * i, 9, 9)) for i in range(count))
+    first.save(path, save_all=True, append_images=more, **options)
+
+
+@pytest.mark.parametrize("ending", [".gif", ".png", ".webp", ".tif"])
+def test_animations_and_files_of_several_pages_are_refused(tmp_path, ending):
+    save_frames(tmp_path / f"a{ending}")
+    with pytest.raises(Unreadable, match="3 pictures in one file"):
+        decode(tmp_path / f"a{ending}", 4)
+    save_frames(tmp_path / f"one{ending}", count=1, lossless=True)
+    assert decode(tmp_path / f"one{ending}", 4)[0, 0].tolist() == [0, 9, 9]
+
+
+def test_a_photo_with_a_second_one_for_depth_is_a_photo(tmp_path):
+    save_frames(tmp_path / "a.jpg", count=2, format="MPO", quality=100)
+    np.testing.assert_allclose(decode(tmp_path / "a.jpg", 4)[0, 0], [0, 9, 9], atol=3)
+
+
+def test_the_content_of_a_file_gives_what_the_file_gives(tmp_path):
+    photo().save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    np.testing.assert_array_equal(decode(content, 16), decode(tmp_path / "a.jpg", 16))
+    assert shorter_side(content) == shorter_side(tmp_path / "a.jpg") == 40
+    assert shorter_side(b"no image") is None
+
+
+def test_deep_color_is_scaled_not_clipped(tmp_path):
+    """16-bit RGB as PNG, written by hand, since Pillow writes none."""
+    import struct
+    import zlib
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    head = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    row = b"\0" + struct.pack(">3H", 0x2000, 0x8040, 0xFFFF) * 8
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(row * 8))
+    assert decode(content + chunk(b"IEND", b""), 4)[0, 0].tolist() == [0x20, 0x80, 0xFF]
+
+
+def test_what_pillow_would_warn_of_is_quiet(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    photo(60, 40).save(tmp_path / "a.png")  # more pixels than that, fewer than twice as many
+    with quiet_pillow():
+        assert decode(tmp_path / "a.png", 8).shape == (8, 8, 3)
+        photo(100, 50).save(tmp_path / "b.png")
+        with pytest.raises(Unreadable, match="too large"):
+            decode(tmp_path / "b.png", 8)
 
 
 @pytest.mark.parametrize("ending", [".jpg", ".png", ".tif", ".webp"])
@@ -144,16 +200,20 @@ def test_unreadable_files_are_all_found_and_named(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(good.read_bytes()[:2000])
     (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
     Image.new("F", (4, 4)).save(tmp_path / "float.tif")
-    names = ["good.jpg", "text.jpg", "empty.png", "cut.jpg", "link.jpg", "float.tif"]
+    Image.new("I", (4, 4), 70_000).save(tmp_path / "deep.tif")
+    os.mkfifo(tmp_path / "pipe.png")  # nobody writes to it: reading would wait for ever
+    names = ["good.jpg", "text.jpg", "empty.png", "cut.jpg", "link.jpg", "float.tif", "deep.tif"]
+    names.append("pipe.png")
     with pytest.raises(UserError) as caught:
         decode_files([tmp_path / name for name in names], 8)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "5 of 6 images cannot be read:"
-    reasons = ["not an image", "not an image", "truncated", "no such file", "floating-point"]
-    for line, name, reason in zip(lines[1:6], names[1:], reasons, strict=True):
+    assert lines[0] == "7 of 8 images cannot be read:"
+    reasons = ["not an image", "empty (0 bytes)", "truncated", "no such file", "floating-point"]
+    reasons += ["32-bit", "no ordinary file"]
+    for line, name, reason in zip(lines[1:8], names[1:], reasons, strict=True):
         assert line.startswith(f"  {tmp_path / name}: ")
         assert reason in line
-    assert lines[6].startswith("Mend them")
+    assert lines[8].startswith("Mend them")
 
 
 def test_ten_unreadable_files_are_named_the_rest_counted(tmp_path):
