@@ -2,6 +2,7 @@
 
 import pytest
 
+from kdfm_ray import keys
 from kdfm_ray.config import parse_config
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.pipeline import make_plan
@@ -70,3 +71,13 @@ def test_pretrained_weights_count_by_content_not_by_place(tmp_path):
     other.write_bytes(b"others")
     keys = [plan(model__pretrained=str(path)).outer for path in (first, second, other)]
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_pictures_have_a_key_of_their_own_for_each_end_of_a_run():
+    def key(labels="l", trusted="t", inner="i", **select):
+        values = {"data": {"name": "digits", "num_labels": 100}, "select": select}
+        return keys.pictures_key(parse_config(values), labels, trusted, inner)
+
+    assert key() == key()
+    others = [key(labels="m"), key(trusted=None), key(inner=None), key(tau_select=0.7)]
+    assert len({key(), *others}) == 5

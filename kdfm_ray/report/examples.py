@@ -36,8 +36,8 @@ def map_section(pictures: Mapping[str, Any] | None, classes: Sequence[str]) -> s
         Dots(
             name,
             [point for point, k in zip(points, found["predicted"], strict=True) if k == number],
-            PALETTE[number % len(PALETTE)],
-            SHAPES[number // len(PALETTE) % len(SHAPES)],
+            PALETTE[number % len(PALETTE)],  # 8 colors and 5 shapes: 40 classes look different
+            SHAPES[number % len(SHAPES)],
             label=len(classes) <= MOST_NAMED,
         )
         for number, name in enumerate(classes)
