@@ -1,4 +1,4 @@
-"""The command line: ``kdfm train``, ``sweep``, ``submit``, ``presets`` and ``bench``.
+"""The command line: ``kdfm train``, ``sweep``, ``submit``, ``predict`` and others.
 
 Flags are built by tyro from the config's own types, one for every field. Their values stay text
 until all of them are read, so that every mistake is reported at once, by the config itself.
@@ -30,6 +30,8 @@ usage: kdfm COMMAND ...
                                   preset with --grid FIELD=VALUE,...; `kdfm sweep --help`
   kdfm sweep --status FOLDER      where a sweep is
   kdfm submit [train|sweep] ...   the same as a job of a cluster; `kdfm submit --help`
+  kdfm predict RUN IMAGES --out FILE
+                                  classes and confidence of new images; `kdfm predict --help`
   kdfm presets                    presets and sweeps by name, with their cost and result
   kdfm bench step|augment|label|select [--flags]
                                   how fast the parts are on this machine
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": _train,
         "sweep": _sweep,
         "submit": _submit,
+        "predict": _predict,
         "presets": _presets,
         "bench": _bench,
     }
@@ -186,6 +189,29 @@ def _submitted_values(
     values = base_values(None, config)
     _, rest = parse(arguments)
     return values, parse_flags(rest, values)
+
+
+def _predict(arguments: list[str]) -> None:
+    from rich.console import Console
+
+    from kdfm_ray.api import load
+    from kdfm_ray.predictions.shell import parse, show
+
+    flags = parse(arguments)
+    try:
+        found = load(flags.run).predict(
+            flags.images,
+            flags.out,
+            review=flags.review,
+            workers=flags.workers,
+            use_gpu=flags.use_gpu,
+            batch_size=flags.batch_size,
+            progress=True,
+            verbose=flags.verbose,
+        )
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("interrupted; nothing was written") from error
+    show(found, Console(highlight=False))
 
 
 def _presets(arguments: list[str]) -> None:

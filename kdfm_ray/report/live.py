@@ -27,6 +27,7 @@ TITLES = {
     "select": "trusted subset",
     "inner": "KD-FixMatch (inner) network",
     "evaluate": "test set",
+    "predict": "predictions",
 }
 LINE_SECONDS = 15.0  # between lines of a stage where there is no terminal
 
