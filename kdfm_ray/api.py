@@ -15,6 +15,7 @@ from kdfm_ray.types import Event, UserError
 if TYPE_CHECKING:
     import numpy as np
 
+    from kdfm_ray.export.command import Exported
     from kdfm_ray.models.backbone import Network
     from kdfm_ray.predictions.command import Predictions
     from kdfm_ray.sweeps.run import SweepResult
@@ -125,6 +126,53 @@ class Run:
                 use_gpu=use_gpu,
                 batch_size=batch_size,
                 verbose=verbose,
+            )
+
+    def export(
+        self,
+        format: str = "onnx",
+        out: str | Path | None = None,
+        *,
+        images: str | Path | Sequence[str | Path] | None = None,
+        progress: bool = False,
+    ) -> Exported:
+        """Write the network as a file for other programs, and a model card beside it.
+
+        In: uint8 ``[n, H, W, C]``, already resized; out: calibrated probabilities. Names of
+        classes, the recipe for resizing and the temperature are in the file's metadata. The file is
+        run (by ONNX Runtime, or read again by torch) and compared with the float32 network.
+
+        Args:
+            format: ``onnx``: the whole graph with normalization, temperature and softmax; needs the
+                extra ``onnx``. ``torch``: a dict of weights (timm's names) and metadata for
+                ``torch.load(weights_only=True)``. ``safetensors``: the same without pickle.
+                ``kdfm_ray.export.formats.read_torch`` and ``read_safetensors`` make a module of
+                those two.
+            out: the file; ``None``: ``export/model.*`` in the run folder.
+            images: to check with, as for ``predict``; ``None``: those of the run.
+            progress: show what is done.
+
+        Returns:
+            The two files, and how far the file's probabilities are from the network's.
+
+        Raises:
+            UserError: unknown format or ending, missing packages, no images to check with.
+            RunFailed: the file differs by more than 1e-4 and was not kept, or cannot be written.
+        """
+        from rich.console import Console
+
+        from kdfm_ray.export.command import export_run
+        from kdfm_ray.export.formats import as_format
+        from kdfm_ray.jobs.finished import FinishedRun
+        from kdfm_ray.report.live import LiveView
+
+        with LiveView(Console(highlight=False, quiet=not progress)) as view:
+            return export_run(
+                FinishedRun.read(self.path, self.report),
+                as_format(format),
+                None if out is None else Path(out),
+                view,
+                images,
             )
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``kdfm train``, ``sweep``, ``submit``, ``predict`` and others.
+"""The command line: ``kdfm train``, ``sweep``, ``submit``, ``predict``, ``export`` and others.
 
 Flags are built by tyro from the config's own types, one for every field. Their values stay text
 until all of them are read, so that every mistake is reported at once, by the config itself.
@@ -32,6 +32,8 @@ usage: kdfm COMMAND ...
   kdfm submit [train|sweep] ...   the same as a job of a cluster; `kdfm submit --help`
   kdfm predict RUN IMAGES --out FILE
                                   classes and confidence of new images; `kdfm predict --help`
+  kdfm export RUN --format onnx|torch|safetensors
+                                  the network as a file for other programs; `kdfm export --help`
   kdfm presets                    presets and sweeps by name, with their cost and result
   kdfm bench step|augment|label|select [--flags]
                                   how fast the parts are on this machine
@@ -55,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sweep": _sweep,
         "submit": _submit,
         "predict": _predict,
+        "export": _export,
         "presets": _presets,
         "bench": _bench,
     }
@@ -212,6 +215,17 @@ def _predict(arguments: list[str]) -> None:
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt("interrupted; nothing was written") from error
     show(found, Console(highlight=False))
+
+
+def _export(arguments: list[str]) -> None:
+    from rich.console import Console
+
+    from kdfm_ray.api import load
+    from kdfm_ray.export.shell import parse, show
+
+    flags = parse(arguments)
+    done = load(flags.run).export(flags.format, flags.out, images=flags.images, progress=True)
+    show(done, Console(highlight=False))
 
 
 def _presets(arguments: list[str]) -> None:

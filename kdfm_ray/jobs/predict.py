@@ -27,7 +27,7 @@ from kdfm_ray.types import UserError
 
 TOP = 3  # classes of an image that are told
 SHARD_BATCHES = 4  # that go to an actor at once: the next is read while one is computed
-RETRIES = 3  # of a shard whose actor died
+RETRIES = 3  # of a shard whose actor died, and starts of an actor
 
 
 @dataclass(frozen=True)
@@ -230,8 +230,7 @@ def _by_job(
             fn_constructor_args=(task, [reference]),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=actors),
-            max_restarts=RETRIES * actors,
-            max_task_retries=RETRIES,
+            ray_remote_args_fn=_limits,
             **resources,
         )
         .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
@@ -248,6 +247,11 @@ def _by_job(
                 else np.frombuffer(row["embeddings"], np.float32).reshape(count, -1),
                 reasons=json.loads(row["reasons"]),
             )
+
+
+def _limits() -> dict[str, int]:
+    """Ray Data would start actors again without end that die on the same image."""
+    return {"max_restarts": RETRIES, "max_task_retries": RETRIES}
 
 
 def _in_order(parts: Iterator[Predicted], session: Session, images: Images) -> Iterator[Predicted]:
