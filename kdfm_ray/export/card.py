@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ classes = json.loads(content["metadata"]["classes"])
 classify = read_torch("{file}")  # normalization, network, temperature, softmax
 images = torch.from_numpy(np.stack([prepare("image.jpg")]))
 with torch.inference_mode():
-    probs = classify(images)  # float32 [n, {classes}]
+    probs = classify(images).numpy()  # float32 [n, {classes}]
 print(classes[probs[0].argmax()], probs[0].max())
 """,
     "safetensors": """\
@@ -77,7 +78,7 @@ with safe_open("{file}", framework="pt") as file:  # weights under timm's names
 classify = read_safetensors("{file}")  # normalization, network, temperature, softmax
 images = torch.from_numpy(np.stack([prepare("image.jpg")]))
 with torch.inference_mode():
-    probs = classify(images)  # float32 [n, {classes}]
+    probs = classify(images).numpy()  # float32 [n, {classes}]
 print(classes[probs[0].argmax()], probs[0].max())
 """,
 }
@@ -161,7 +162,8 @@ def make_card(
         "Config:",
         f"```yaml\n{config.rstrip()}\n```",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    return re.sub(r"(?m)^(- .*)\n\n(?=- )", r"\1\n", text)  # items of a list stand together
 
 
 def _accuracies(report: dict[str, Any]) -> str:
