@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from kdfm_ray.jobs.finished import FinishedRun, load_model
 from kdfm_ray.jobs.label import default_actors
 from kdfm_ray.jobs.session import Session, quiet_libraries
 from kdfm_ray.models.numerics import Numerics
-from kdfm_ray.types import UserError
+from kdfm_ray.types import RunFailed, UserError
 
 TOP = 3  # classes of an image that are told
 SHARD_BATCHES = 4  # that go to an actor at once: the next is read while one is computed
@@ -212,6 +213,7 @@ def _by_job(
 ) -> Iterator[Predicted]:
     import ray
     import ray.data
+    from ray.exceptions import RayActorError
 
     quiet_libraries(session)
     context = ray.data.DataContext.get_current()
@@ -223,9 +225,10 @@ def _by_job(
         resources = {"num_gpus": 1}
     actors = min(default_actors(session, 1.0), len(items))
     reference = ray.put(dict(model))
-    blocks = (
-        ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(
+    with warnings.catch_warnings():
+        # That way to limit restarts goes with Ray 2.64, and 2.60 has no other.
+        warnings.simplefilter("ignore")
+        predicted = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             PredictActor,
             fn_constructor_args=(task, [reference]),
             batch_size=1,
@@ -233,20 +236,25 @@ def _by_job(
             ray_remote_args_fn=_limits,
             **resources,
         )
-        .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    )
-    for block in blocks:
-        for row in block.to_pylist():
-            count = row["count"]
-            yield Predicted(
-                start=row["start"],
-                top=np.frombuffer(row["top"], "<i8").reshape(count, -1),
-                probs=np.frombuffer(row["probs"], np.float32).reshape(count, -1),
-                embeddings=None
-                if row["embeddings"] is None
-                else np.frombuffer(row["embeddings"], np.float32).reshape(count, -1),
-                reasons=json.loads(row["reasons"]),
-            )
+    blocks = predicted.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    try:
+        for block in blocks:
+            for row in block.to_pylist():
+                count = row["count"]
+                yield Predicted(
+                    start=row["start"],
+                    top=np.frombuffer(row["top"], "<i8").reshape(count, -1),
+                    probs=np.frombuffer(row["probs"], np.float32).reshape(count, -1),
+                    embeddings=None
+                    if row["embeddings"] is None
+                    else np.frombuffer(row["embeddings"], np.float32).reshape(count, -1),
+                    reasons=json.loads(row["reasons"]),
+                )
+    except RayActorError as error:
+        raise RunFailed(
+            "predicting died again and again on the same images, perhaps for want of memory, and "
+            "nothing was written: try a smaller --batch-size"
+        ) from error
 
 
 def _limits() -> dict[str, int]:
