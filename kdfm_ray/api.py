@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kdfm_ray.checks import find_problems
 from kdfm_ray.config import Config, absolute_paths, default_values, parse_config
@@ -15,7 +15,9 @@ from kdfm_ray.types import Event, UserError
 if TYPE_CHECKING:
     import numpy as np
 
+    from kdfm_ray.export.command import Exported
     from kdfm_ray.models.backbone import Network
+    from kdfm_ray.predictions.command import Predictions
     from kdfm_ray.sweeps.run import SweepResult
     from kdfm_ray.sweeps.space import Sweep
 
@@ -69,28 +71,109 @@ class Run:
         probs, _ = predict(network, source, index, batch_size=batch_size, numerics=numerics)
         return probs.numpy()
 
-    def predict(self, images: str | Path) -> list[dict[str, Any]]:
-        """Label the images of a folder (any depth): a dict each, by path.
+    def predict(
+        self,
+        images: str | Path | Sequence[str | Path],
+        out: str | Path | None = None,
+        *,
+        review: int = 0,
+        workers: int | None = None,
+        use_gpu: Literal["auto", "yes", "no"] = "auto",
+        batch_size: int = 128,
+        progress: bool = False,
+        verbose: bool = False,
+    ) -> Predictions:
+        """Label images: classes, calibrated confidence, the next two classes, and the margin.
+
+        Logits are divided by the temperature that fits the validation images best; it is kept in
+        ``calibration.json`` of the run folder. Images are read as in training.
+
+        Args:
+            images: a folder (any depth), an image, a pattern, a ``.csv`` or ``.parquet`` file with
+                a column ``path`` (relative to its folder), a URI of one of these, or a list.
+            out: ``.parquet``, ``.csv`` or ``.jsonl`` file (or URI) to write; then memory does not
+                grow with the images, and ``NAME.skipped.csv`` names those that cannot be read.
+            review: so many images most worth labeling next, in ``NAME.review.csv``: least certain,
+                each of another cluster of embeddings.
+            workers: actors of a Ray Data job; 0: in this process; ``None``: 0 up to 1,000 images
+                where no cluster is joined, else 1.
+            use_gpu: whether to compute on GPUs.
+            batch_size: images of a forward pass.
+            progress: show a progress bar.
+            verbose: let Ray's own logs through.
 
         Returns:
-            ``path``, ``label`` (class name) and ``confidence`` (its probability, not calibrated).
+            Counts, skipped images with reasons, and, without ``out``, one row an image.
 
         Raises:
-            UserError: no such folder, no images in it, or unreadable ones (all are named).
+            UserError: no images, none that can be read, or an unknown ending of ``out``.
+            RunFailed: a file cannot be written, or actors died again and again.
         """
-        from kdfm_ray.data.folder import list_images
-        from kdfm_ray.data.images import decode_files
+        from rich.console import Console
 
-        height, _, channels = self.report["data"]["image_shape"]
-        paths = [file.path for file in list_images(Path(images).expanduser())]
-        pixels = decode_files(paths, height)
-        if channels == 1:
-            pixels = pixels.mean(axis=3, keepdims=True).round().astype("uint8")
-        probs = self.predict_probs(pixels)
-        return [
-            {"path": str(path), "label": self.classes[row.argmax()], "confidence": float(row.max())}
-            for path, row in zip(paths, probs, strict=True)
-        ]
+        from kdfm_ray.jobs.finished import FinishedRun
+        from kdfm_ray.predictions.command import predict_run
+        from kdfm_ray.report.live import LiveView
+
+        with LiveView(Console(highlight=False, quiet=not progress)) as view:
+            return predict_run(
+                FinishedRun.read(self.path, self.report),
+                images,
+                None if out is None else str(out),
+                view,
+                review=review,
+                workers=workers,
+                use_gpu=use_gpu,
+                batch_size=batch_size,
+                verbose=verbose,
+            )
+
+    def export(
+        self,
+        format: str = "onnx",
+        out: str | Path | None = None,
+        *,
+        images: str | Path | Sequence[str | Path] | None = None,
+        progress: bool = False,
+    ) -> Exported:
+        """Write the network as a file for other programs, and a model card beside it.
+
+        In: uint8 ``[n, H, W, C]``, already resized; out: calibrated probabilities. Names of
+        classes, the recipe for resizing and the temperature are in the file's metadata. The file is
+        run (by ONNX Runtime, or read again by torch) and compared with the float32 network.
+
+        Args:
+            format: ``onnx``: the whole graph with normalization, temperature and softmax; needs the
+                extra ``onnx``. ``torch``: a dict of weights (timm's names) and metadata for
+                ``torch.load(weights_only=True)``. ``safetensors``: the same without pickle.
+                ``kdfm_ray.export.formats.read_torch`` and ``read_safetensors`` make a module of
+                those two.
+            out: the file; ``None``: ``export/model.*`` in the run folder.
+            images: to check with, as for ``predict``; ``None``: those of the run.
+            progress: show what is done.
+
+        Returns:
+            The two files, and how far the file's probabilities are from the network's.
+
+        Raises:
+            UserError: unknown format or ending, missing packages, no images to check with.
+            RunFailed: the file differs by more than 1e-4 and was not kept, or cannot be written.
+        """
+        from rich.console import Console
+
+        from kdfm_ray.export.command import export_run
+        from kdfm_ray.export.formats import as_format
+        from kdfm_ray.jobs.finished import FinishedRun
+        from kdfm_ray.report.live import LiveView
+
+        with LiveView(Console(highlight=False, quiet=not progress)) as view:
+            return export_run(
+                FinishedRun.read(self.path, self.report),
+                as_format(format),
+                None if out is None else Path(out),
+                view,
+                images,
+            )
 
 
 def train(
@@ -288,7 +371,11 @@ def load(path: str | Path) -> Run:
     report = folder / "report.json"
     if not report.is_file():
         raise UserError(f"no finished run in {path}: report.json is missing; give a run folder")
-    return Run(folder, json.loads(report.read_text()))
+    try:
+        content = json.loads(report.read_text())
+    except ValueError as error:
+        raise UserError(f"{report} is damaged: {error}") from error
+    return Run(folder, content)
 
 
 def base_values(preset: str | None, config: Config | None) -> dict[str, Any]:

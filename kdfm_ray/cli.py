@@ -1,4 +1,4 @@
-"""The command line: ``kdfm train``, ``sweep``, ``submit``, ``presets``, ``bench`` and ``doctor``.
+"""The command line: ``kdfm train``, ``sweep``, ``submit``, ``predict``, ``export`` and others.
 
 Flags are built by tyro from the config's own types, one for every field. Their values stay text
 until all of them are read, so that every mistake is reported at once, by the config itself.
@@ -30,6 +30,10 @@ usage: kdfm COMMAND ...
                                   preset with --grid FIELD=VALUE,...; `kdfm sweep --help`
   kdfm sweep --status FOLDER      where a sweep is
   kdfm submit [train|sweep] ...   the same as a job of a cluster; `kdfm submit --help`
+  kdfm predict RUN IMAGES --out FILE
+                                  classes and confidence of new images; `kdfm predict --help`
+  kdfm export RUN --format onnx|torch|safetensors
+                                  the network as a file for other programs; `kdfm export --help`
   kdfm presets                    presets and sweeps by name, with their cost and result
   kdfm bench step|augment|label|select [--flags]
                                   how fast the parts are on this machine
@@ -54,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": _train,
         "sweep": _sweep,
         "submit": _submit,
+        "predict": _predict,
+        "export": _export,
         "presets": _presets,
         "bench": _bench,
         "doctor": _doctor,
@@ -189,6 +195,40 @@ def _submitted_values(
     values = base_values(None, config)
     _, rest = parse(arguments)
     return values, parse_flags(rest, values)
+
+
+def _predict(arguments: list[str]) -> None:
+    from rich.console import Console
+
+    from kdfm_ray.api import load
+    from kdfm_ray.predictions.shell import parse, show
+
+    flags = parse(arguments)
+    try:
+        found = load(flags.run).predict(
+            flags.images,
+            flags.out,
+            review=flags.review,
+            workers=flags.workers,
+            use_gpu=flags.use_gpu,
+            batch_size=flags.batch_size,
+            progress=True,
+            verbose=flags.verbose,
+        )
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("interrupted; nothing was written") from error
+    show(found, Console(highlight=False))
+
+
+def _export(arguments: list[str]) -> None:
+    from rich.console import Console
+
+    from kdfm_ray.api import load
+    from kdfm_ray.export.shell import parse, show
+
+    flags = parse(arguments)
+    done = load(flags.run).export(flags.format, flags.out, images=flags.images, progress=True)
+    show(done, Console(highlight=False))
 
 
 def _presets(arguments: list[str]) -> None:

@@ -37,7 +37,7 @@ def run(capsys, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
-        (["trian"], ["no command 'trian'; commands: train, sweep, submit, presets"]),
+        (["trian"], ["no command 'trian'; commands: train, sweep, submit, predict"]),
         (["train", "digts"], ["no preset 'digts': did you mean digits?"]),
         (["train", "nowhere.py:f"], ["no preset file nowhere.py"]),
         (["train"], ["no data: give data.name"]),

@@ -14,6 +14,7 @@ LAYERS = [
     ["__init__"],
     ["api", "bench", "doctor"],
     ["sweeps"],
+    ["predictions", "export"],
     ["report"],
     ["pipeline"],
     ["jobs", "keys", "checks"],

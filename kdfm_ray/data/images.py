@@ -54,6 +54,9 @@ def has_image_head(head: bytes) -> bool:
     return any(accept is not None and bool(accept(head)) for accept in kinds)
 
 
+MISSING = "no such file (a broken link?)"  # the reason that other machines may not have
+
+
 class Unreadable(ValueError):
     """A file that gives no picture; its text is the reason, as part of a sentence."""
 
@@ -254,7 +257,7 @@ def _orientation(file: Image.Image) -> int:
 def _reason(error: Exception) -> str:
     """One short line; the path already stands before it."""
     if isinstance(error, FileNotFoundError):
-        return "no such file (a broken link?)"
+        return MISSING
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or of a kind that Pillow does not know"
     if isinstance(error, Image.DecompressionBombError):

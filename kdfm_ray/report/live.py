@@ -28,6 +28,7 @@ TITLES = {
     "inner": "KD-FixMatch (inner) network",
     "evaluate": "test set",
     "pictures": "pictures for the report",
+    "predict": "predictions",
 }
 LINE_SECONDS = 15.0  # between lines of a stage where there is no terminal
 

@@ -19,6 +19,7 @@ def predict(
     *,
     batch_size: int,
     numerics: Numerics,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Class probabilities and embeddings of images, unaugmented, in eval mode.
 
@@ -28,6 +29,7 @@ def predict(
         index: int64 ``[m]`` positions.
         batch_size: images per forward pass.
         numerics: of the forward pass; probabilities are float32 either way.
+        temperature: what logits are divided by, see ``calibration``.
 
     Returns:
         Float32 CPU tensors ``[m, K]`` (rows sum to 1) and ``[m, D]``.
@@ -38,7 +40,7 @@ def predict(
     for start in range(0, len(index), batch_size):
         with numerics.autocast(source.device):
             output = network(source(index[start : start + batch_size]))
-        probs.append(output.logits.softmax(dim=1).cpu())
+        probs.append((output.logits / temperature).softmax(dim=1).cpu())
         embeddings.append(output.embeddings.cpu())
     network.train(was_training)
     if not probs:

@@ -113,7 +113,7 @@ def test_two_folders_of_ones_own(pets):
     assert report["trusted"]["size"] == 40
     red = np.full((1, 16, 16, 3), (180, 60, 60), dtype=np.uint8)
     assert run.predict_probs(red).argmax() == 0
-    found = kdfm.load(run.path).predict(pets / "unlabeled")
+    found = kdfm.load(run.path).predict(pets / "unlabeled").rows
     assert len(found) == 40
     assert all(row["label"] in row["path"] and row["confidence"] > 0.5 for row in found)
 
