@@ -1,17 +1,16 @@
 """The same training on 1, 2, 3 and 4 workers of one machine: equal losses, throughput, overhead.
 
-    python experiments/scaling.py --data-root DIR     (DIR: the files of Fashion-MNIST)
+    python experiments/scaling.py
 
-FixMatch's outer network and the pass that labels every unlabeled image, each worker on one thread,
-in float32 and without batch norm, so that nothing but the order of sums may differ. A line of JSON
-for each number of workers:
+FixMatch's outer network on scikit-learn's digits, each worker on one thread, in float32 and without
+batch norm, so that nothing but the order of sums may differ. A line of JSON for each number of
+workers:
 
     first_difference     of the loss of the first updates from that of one worker, relative
     loss_difference      the largest of all logged ones: rounding grows with each update
     seconds_per_update   median over the logged intervals, without the first
     predicted            by the model of docs/scaling.md, which knows the times of 1 and 2 workers
     overhead_ms          of an update, beside the arithmetic: measured - (one worker's time / cores)
-    label_per_second     images labeled each second, the start of the actors included
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import os
 import statistics
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from kdfm_ray.config import (
@@ -60,7 +58,6 @@ def main() -> None:
             "seconds_per_update": round(measured, 4),
             "images_per_second": round(found["images"] / measured),
             "overhead_ms": round(1000 * (measured - ideal), 1),
-            "label_per_second": round(found["label_per_second"]),
             "val_accuracy": round(found["val_accuracy"], 4),
         }
         if second:
@@ -76,23 +73,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--model", default="wrn_10_2")
     parser.add_argument("--image-size", type=int, default=28)
-    parser.add_argument("--data-root", type=Path, default=None)
     return parser.parse_args()
 
 
 def config_of(arguments: argparse.Namespace, workers: int, folder: str) -> Config:
     """Everything equal but the number of workers."""
-    data = {"root": arguments.data_root} if arguments.data_root else {}
     return Config(
         baseline=False,
         store=folder,
-        data=DataConfig(
-            name="fashion_mnist",
-            num_labels=100,
-            num_val=2000,
-            image_size=arguments.image_size,
-            **data,
-        ),
+        data=DataConfig(name="digits", num_labels=100, image_size=arguments.image_size),
         model=ModelConfig(name=arguments.model, norm="group"),
         fixmatch=FixMatchConfig(mu=6),  # 24 x (1 + 2 x 6) images can be shared by 1, 2, 3 and 4
         train=TrainConfig(
@@ -125,14 +114,12 @@ def measure(config: Config) -> dict[str, Any]:
     ]
     logged = [line for line in lines if "loss" in line]
     images = config.train.batch_size * (1 + 2 * config.fixmatch.mu)
-    labels = finished.artifacts["labels"].record()
     return {
         "losses": [line["loss"] for line in logged],
         "images": images,
         "seconds_per_update": statistics.median(
             images / line["images_per_second"] for line in logged[1:]
         ),
-        "label_per_second": labels["count"] / labels["seconds"],
         "val_accuracy": finished.artifacts["outer"].record()["val_accuracy"],
     }
 
