@@ -196,7 +196,7 @@ def open_session(
         _init(joining=joining, verbose=verbose, dashboard=dashboard)
     try:
         with _events(emit) as (remote_emit, drain):
-            may_grow = joining or not ours
+            may_grow = joining or not _is_this_process_the_head()
             most = room_at_most() if may_grow else room_now()
             if most is not None:
                 _check_fits(scale, most)
@@ -211,7 +211,7 @@ def open_session(
                 verbose=verbose,
                 drain=drain,
                 may_grow=may_grow,
-                keeps_workers=not may_grow and room.gpus == 0,
+                keeps_workers=ours and not joining and room.gpus == 0,
             )
             with watching_ray():
                 yield session
@@ -446,6 +446,14 @@ def _in_ray_worker() -> bool:
     """Whether this process was started by Ray, as that of a task or of a trial in a sweep."""
     ray = sys.modules.get("ray")
     return ray is not None and ray._private.worker.global_worker.mode == ray.WORKER_MODE
+
+
+def _is_this_process_the_head() -> bool:
+    """Whether Ray was started in this process, and not joined: nobody adds nodes to it."""
+    import ray
+
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.is_head())
 
 
 def _this_process() -> Room:
