@@ -104,7 +104,8 @@ def test_hostile_files_end_in_a_model_and_an_exact_list(tmp_path, rng):
         assert told in warnings
     assert run.report["test_accuracy"]["inner"] is not None
 
-    files = pq.read_table(tmp_path / "store" / "dataset").to_pylist()
+    (listed,) = (tmp_path / "store" / "dataset").rglob("files.parquet")
+    files = pq.read_table(listed).to_pylist()
     paths = {(row["part"], row["index"]): row["path"] for row in files}
     assert len(paths) == data["val"] + data["unlabeled"] + data["test"]
     assert shown(os.fsdecode(os.fsencode(tmp_path / "unlabeled") + b"/not \xff utf8.png")) in set(

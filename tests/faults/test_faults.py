@@ -49,6 +49,7 @@ def test_a_killed_training_worker_is_started_again_and_goes_on(tmp_path, undistu
     assert_same(outcome(tmp_path), undisturbed)
 
 
+@pytest.mark.soak
 def test_ctrl_c_saves_stops_all_and_one_process_goes_on(tmp_path, undisturbed):
     with Disturbed(tmp_path) as run:
         run.wait_for_state("outer")
@@ -65,6 +66,7 @@ def test_ctrl_c_saves_stops_all_and_one_process_goes_on(tmp_path, undisturbed):
     assert_same(outcome(tmp_path), undisturbed)
 
 
+@pytest.mark.soak
 def test_one_process_killed_in_two_stages_of_one_run(tmp_path, undisturbed):
     """Of all four stages: see the soak below."""
     for stage in ("outer", "select"):

@@ -128,8 +128,8 @@ def test_files_that_cannot_be_read_are_listed_and_move_no_other(digits_run, some
     reasons = {os.path.basename(path): reason for path, reason in found.skipped}
     assert set(reasons) == {"cut.png", "empty.png", "link.png", "text.jpg"}
     assert "truncated" in reasons["cut.png"]
-    assert reasons["empty.png"] == "the file is empty"
-    assert reasons["link.png"] == "no such file"
+    assert reasons["empty.png"] == "empty (0 bytes)"
+    assert reasons["link.png"] == "no such file (a broken link?)"
     assert "not an image" in reasons["text.jpg"]
     beside = tmp_path / "out.skipped.csv"
     with beside.open(newline="") as file:
