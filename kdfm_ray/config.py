@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from kdfm_ray.types import UserError
+from kdfm_ray.types import Role, UserError
 
 Precision = Literal["fp32", "bf16"]
 MemoryFormat = Literal["channels_last", "contiguous"]
@@ -268,6 +268,9 @@ class SelectConfig(Section):
 class InnerConfig(Section):
     """The inner network: where its trusted labels and its own meet, and its unlabeled loss."""
 
+    steps: int | None = Field(
+        None, ge=1, description="optimizer updates of the inner network; none: train.steps"
+    )
     tau_inner: float = Field(
         0.95, ge=0, le=1, description="confidence from which its own label replaces the trusted one"
     )
@@ -335,13 +338,15 @@ NOT_IN_HASH: Any = {
 # Fields that came when results had been recorded: at these values they change nothing, and hashes
 # and keys leave them out, so that what was recorded is found again.
 CAME_LATER: dict[str, dict[str, Any]] = {
+    "": {"equal_compute": False},
     "fixmatch": {"align": "none"},
     "select": {"max_per_class": None},
+    "inner": {"steps": None},
 }
 
 
 def hashed(section: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a section as they go into hashes and keys."""
+    """The values of a section (``""``: of the whole) as they go into hashes and keys."""
     later = CAME_LATER.get(section, {})
     return {name: each for name, each in values.items() if later.get(name, _NOTHING) != each}
 
@@ -361,6 +366,10 @@ class Config(Section):
         None, description="artifacts: folder or URI; none: $KDFM_STORE or ~/.cache/kdfm_ray"
     )
     baseline: bool = Field(True, description="also train on the labeled images alone")
+    equal_compute: bool = Field(
+        False,
+        description="also train FixMatch for as many updates as outer and inner network together",
+    )
     data: DataConfig
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
@@ -420,10 +429,11 @@ class Config(Section):
                 "train.norm_sync = global is torch's SyncBatchNorm, which runs on GPUs only: "
                 "use local, or scale.use_gpu yes"
             )
-        if self.train.warmup_steps >= self.train.steps and self.train.warmup_steps > 0:
+        fewest = min(self.train.steps, self.inner.steps or self.train.steps)
+        if self.train.warmup_steps >= fewest and self.train.warmup_steps > 0:
+            name = "train.steps" if fewest == self.train.steps else "inner.steps"
             problems.append(
-                f"train.warmup_steps = {self.train.warmup_steps} must be below train.steps = "
-                f"{self.train.steps}"
+                f"train.warmup_steps = {self.train.warmup_steps} must be below {name} = {fewest}"
             )
         if problems:
             raise ValueError("\n".join(problems))
@@ -434,10 +444,21 @@ class Config(Section):
         """The seed of the split, which follows ``seed`` unless it is set."""
         return self.seed if self.data.split_seed is None else self.data.split_seed
 
+    def steps_of(self, role: Role) -> int:
+        """Optimizer updates of one of the run's networks."""
+        inner = self.inner.steps or self.train.steps
+        return {"inner": inner, "longer": self.train.steps + inner}.get(role, self.train.steps)
+
+    def trained_as(self, role: Role) -> Config:
+        """The config with ``train.steps`` as that network has them."""
+        train = self.train.model_copy(update={"steps": self.steps_of(role)})
+        return self.model_copy(update={"train": train})
+
     def hash(self) -> str:
         """Content hash (16 hex digits) of everything that changes the result."""
         values = self.model_dump(mode="json", exclude=NOT_IN_HASH)
-        return content_hash(values | {name: hashed(name, values[name]) for name in CAME_LATER})
+        sections = {name: hashed(name, values[name]) for name in CAME_LATER if name}
+        return content_hash(hashed("", values) | sections)
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML; ``from_yaml`` reads it back equal."""

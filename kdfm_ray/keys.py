@@ -26,6 +26,8 @@ VERSIONS = {
     "evaluation": 3,
     "pictures": 1,
 }
+# Stages that came when results had been recorded, which name VERSIONS.
+LATER_VERSIONS = {"longer": 1}
 OWN_IMAGES = 2  # version of how the user's own images are read; named sets have VERSIONS alone
 # The last three are in the key as they were resolved.
 NOT_IN_TRAINING = {"log_every", "precision", "memory_format", "compile"}
@@ -83,14 +85,14 @@ def network_key(
         "flip": config.data.flip,
         "weights": weights,
         "model": config.model.model_dump(mode="json", exclude={"pretrained"}),
-        "train": config.train.model_dump(mode="json", exclude=NOT_IN_TRAINING),
+        "train": config.trained_as(role).train.model_dump(mode="json", exclude=NOT_IN_TRAINING),
         "shift": config.augment.shift,
     }
     if role != "baseline":
         parts["augment"] = config.augment.model_dump(mode="json")
         parts["fixmatch"] = hashed("fixmatch", config.fixmatch.model_dump(mode="json"))
     if role == "inner":
-        unused = set() if config.inner.trusted_noise else {"trusted_noise"}
+        unused = {"steps"} if config.inner.trusted_noise else {"steps", "trusted_noise"}
         parts["inner"] = config.inner.model_dump(mode="json", exclude=unused)
         parts["trusted"] = trusted
         parts["outer"] = outer
@@ -128,4 +130,4 @@ def pictures_key(config: Config, labels: str, trusted: str | None, inner: str | 
 
 
 def _key(stage: str, parts: dict[str, Any]) -> str:
-    return content_hash({"stage": stage, "version": VERSIONS[stage]} | parts)
+    return content_hash({"stage": stage, "version": (VERSIONS | LATER_VERSIONS)[stage]} | parts)

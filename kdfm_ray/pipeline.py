@@ -33,17 +33,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """The key of every stage of one run; ``baseline`` is ``None`` where it is off."""
+    """The key of every stage of one run; ``baseline`` and ``longer`` are ``None`` where off."""
 
     dataset: str
     split: str
     baseline: str | None
     outer: str
+    longer: str | None
     labels: str
     trusted: str
     inner: str
     evaluation: str
     numerics: Numerics
+
+    @property
+    def before_labels(self) -> dict[Role, str]:
+        """Role -> key of the networks that are trained before anything else is done."""
+        keys: dict[Role, str | None] = {
+            "baseline": self.baseline,
+            "outer": self.outer,
+            "longer": self.longer,
+        }
+        return {role: key for role, key in keys.items() if key is not None}
+
+    @property
+    def networks(self) -> dict[Role, str]:
+        """Role -> key of all networks."""
+        return {**self.before_labels, "inner": self.inner}
 
 
 @dataclass(frozen=True)
@@ -163,9 +179,12 @@ def make_plan(config: Config, dataset: str, split: str, numerics: Numerics) -> P
     labels = keys.labels_key(outer, numerics)
     trusted = keys.trusted_key(config, labels)
     inner = network("inner", trusted=trusted, outer=outer if config.inner.init == "outer" else None)
-    networks = {"baseline": baseline, "outer": outer, "inner": inner}
+    longer = network("longer") if config.equal_compute else None
+    networks = {"baseline": baseline, "outer": outer, "longer": longer, "inner": inner}
     evaluation = keys.evaluation_key({role: key for role, key in networks.items() if key})
-    return Plan(dataset, split, baseline, outer, labels, trusted, inner, evaluation, numerics)
+    return Plan(
+        dataset, split, baseline, outer, longer, labels, trusted, inner, evaluation, numerics
+    )
 
 
 class _Stages:
@@ -258,15 +277,13 @@ class _Stages:
 
     def _is_begun(self, plan: Plan) -> bool:
         """Whether a network of that plan is there, finished or under way."""
-        networks: dict[Role, str | None] = {"baseline": plan.baseline, "outer": plan.outer}
         return any(
             self.store.find(role, key) is not None or Checkpoints(self.store, role, key).any()
-            for role, key in networks.items()
-            if key is not None
+            for role, key in plan.before_labels.items()
         )
 
     def train_outer(self) -> None:
-        self._train({"baseline": self.plan.baseline, "outer": self.plan.outer})
+        self._train(self.plan.before_labels)
 
     def label(self) -> None:
         from kdfm_ray.jobs.label import label
@@ -312,14 +329,13 @@ class _Stages:
         from kdfm_ray.jobs.evaluate import evaluate
 
         plan = self.plan
-        networks = {"baseline": plan.baseline, "outer": plan.outer, "inner": plan.inner}
 
         def work() -> None:
             evaluate(
                 self.session,
                 self.store,
                 self.prepared,
-                {role: key for role, key in networks.items() if key},
+                {str(role): network for role, network in plan.networks.items()},
                 plan.evaluation,
                 numerics=plan.numerics,
                 batch_size=self.config.label.batch_size,
@@ -384,26 +400,22 @@ class _Stages:
 
     def artifacts(self) -> dict[str, Artifact]:
         plan = self.plan
-        wanted = {
+        wanted: dict[str, str | None] = {
             "dataset": plan.dataset,
             "split": plan.split,
-            "baseline": plan.baseline,
-            "outer": plan.outer,
             "labels": plan.labels,
             "trusted": plan.trusted,
-            "inner": plan.inner,
             "evaluation": plan.evaluation,
             "pictures": self._pictures,
         }
+        wanted |= {str(role): key for role, key in plan.networks.items()}
         found = {stage: self.store.find(stage, key) for stage, key in wanted.items() if key}
         return {stage: artifact for stage, artifact in found.items() if artifact is not None}
 
-    def _train(self, networks: dict[Role, str | None]) -> None:
+    def _train(self, networks: dict[Role, str]) -> None:
         """Train those networks (role -> key) that are wanted and not there yet, in one job."""
         tasks = []
         for role, key in networks.items():
-            if key is None:
-                continue
             if self.store.find(role, key) is not None:
                 Checkpoints(self.store, role, key).clear()  # of one who died before it could
                 self._note_reused(role)
@@ -423,8 +435,7 @@ class _Stages:
             )
         self._train_missing(tasks)
         for role, key in networks.items():
-            if key is not None:
-                self._warn_of(role, role, key)
+            self._warn_of(role, role, key)
 
     def _train_missing(self, tasks: list[TrainTask]) -> None:
         with contextlib.ExitStack() as leases:

@@ -13,7 +13,8 @@ import numpy as np
 
 UNKNOWN = -1  # a label that is not known
 
-Role = Literal["baseline", "outer", "inner"]  # of a network in a run
+# Of a network in a run; ``longer`` is FixMatch with as many updates as outer and inner together.
+Role = Literal["baseline", "outer", "longer", "inner"]
 
 Event = dict[str, Any]
 Emit = Callable[[Event], None]  # how a stage tells the live view where it is

@@ -72,7 +72,7 @@ def _find_or_measure(
         batch_x=batch_x,
         batch_u=batch_x * config.fixmatch.mu,
         image=(channels, height, width),
-        updates=2 * config.train.steps,
+        updates=config.steps_of("longer"),
     )
     where = machine(device, threads)
     key = content_hash(

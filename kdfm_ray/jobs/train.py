@@ -35,6 +35,7 @@ def train_tasks(
 
 def train_and_store(task: TrainTask, config: Config, store: Store, runtime: Runtime) -> None:
     """Train one network, from its saved state if there is one; rank 0 writes it to the store."""
+    config = config.trained_as(task.role)
     checkpoints = Checkpoints(store, task.role, task.key)
     data = load_training_data(store, config, task.dataset, task.split, task.trusted)
     network = _initial_network(task, config, store)

@@ -15,7 +15,7 @@ from kdfm_ray.report.html import BLUE, GRAY, PALETTE, text
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 18, 12, 36  # around the plot
 MOST_CELLS_WITH_NUMBERS = 12  # classes of a confusion matrix
-DASHES = ("", "7 3", "2 3")
+DASHES = ("", "7 3", "2 3", "9 3 2 3")
 SHAPES = ("dot", "square", "triangle", "cross", "ring")
 
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from kdfm_ray.config import Config
 from kdfm_ray.pipeline import Finished
 from kdfm_ray.report.facts import hardware, rerun_command, versions
 from kdfm_ray.report.verdict import verdict
+from kdfm_ray.types import Role
 
 # How the stages of the store are called where a person reads them.
-SHOWN = {"baseline": "labeled_only", "outer": "outer", "inner": "inner"}
+SHOWN = {
+    "baseline": "labeled_only",
+    "outer": "outer",
+    "longer": "fixmatch_longer",
+    "inner": "inner",
+}
 # Where the time of each stage is recorded.
 TIMED = {
     "data": "dataset",
     "baseline": "baseline",
     "outer": "outer",
+    "longer": "longer",
     "inner": "inner",
     "label": "labels",
     "select": "trusted",
@@ -110,10 +117,13 @@ def _speeds(config: Config, records: dict[str, Any]) -> dict[str, float]:
     Of a network they are labeled images and both views of unlabeled ones; validation and start-up
     are in the time.
     """
-    labeled = config.train.steps * config.train.batch_size
-    views = {"baseline": labeled}
-    views |= dict.fromkeys(("outer", "inner"), labeled * (1 + 2 * config.fixmatch.mu))
-    speeds = {role: views[role] / records[role]["seconds"] for role in SHOWN if role in records}
+    labeled, views = config.train.batch_size, 1 + 2 * config.fixmatch.mu
+    images = dict.fromkeys(SHOWN, labeled * views) | {"baseline": labeled}  # an update
+    speeds = {
+        role: config.steps_of(cast(Role, role)) * images[role] / records[role]["seconds"]
+        for role in SHOWN
+        if role in records
+    }
     if "count" in records.get("labels", {}):
         speeds["label"] = records["labels"]["count"] / records["labels"]["seconds"]
     return speeds

@@ -23,6 +23,7 @@ TITLES = {
     "data": "data and split",
     "baseline": "labeled-only network",
     "outer": "FixMatch (outer) network",
+    "longer": "FixMatch, updates of both",
     "label": "pseudo labels",
     "select": "trusted subset",
     "inner": "KD-FixMatch (inner) network",

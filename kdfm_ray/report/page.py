@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdfm_ray.report.charts import Line, bar, figure, line_chart, matrix_chart, reliability_chart
+from kdfm_ray.report.data import SHOWN
 from kdfm_ray.report.examples import examples_section, map_section
 from kdfm_ray.report.html import BLUE, GRAY, GREEN, ORANGE, page, table, text
 from kdfm_ray.report.live import TITLES
@@ -18,8 +19,7 @@ from kdfm_ray.report.verdict import ON, duration
 from kdfm_ray.store import Artifact
 
 PAGE = "report.html"
-NETWORKS = {"baseline": "labeled_only", "outer": "outer", "inner": "inner"}
-LOOKS = {"inner": 0, "outer": 1, "baseline": 2}
+LOOKS = {"inner": 0, "outer": 1, "baseline": 2, "longer": 3}
 MARKS = {"yes": "✓", "no": "✗", "unclear": "≈", "unknown": "?"}
 TONES = {"yes": GREEN, "no": ORANGE, "unclear": BLUE, "unknown": GRAY}
 MOST_LISTED = 50  # skipped files, duplicates
@@ -222,14 +222,14 @@ def _curve(
     from_zero: bool = False,
 ) -> str:
     curves = []
-    for role in ("inner", "outer", "baseline"):
+    for role in LOOKS:
         points = [
             (line["step"], line[field])
             for line in lines
             if line["stage"] == role and line.get(field) is not None
         ]
         if points:
-            curves.append(Line(ROWS[NETWORKS[role]], sorted(points), LOOKS[role]))
+            curves.append(Line(ROWS[SHOWN[role]], sorted(points), LOOKS[role]))
     if not curves:
         return ""
     chart = line_chart(curves, label=title, percent=percent, from_zero=from_zero)

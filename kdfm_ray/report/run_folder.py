@@ -14,7 +14,7 @@ from kdfm_ray.config import NOT_IN_HASH, Config
 from kdfm_ray.store import Artifact
 from kdfm_ray.types import Event, UserError
 
-ROLES = ("baseline", "outer", "inner")
+ROLES = ("baseline", "outer", "longer", "inner")
 BEGUN = "begun.json"
 LATER_STAGES = ("select.", "inner.")  # settings that no earlier stage depends on
 
@@ -55,7 +55,7 @@ class RunFolder:
         # The config first: a folder without one holds no run.
         write_whole(self.path / "config.yaml", self._config.to_yaml())
         write_whole(self.path / BEGUN, json.dumps(begun or {}, indent=1) + "\n")
-        roles = ("baseline", "outer") if self.note else ROLES  # the inner network is another then
+        roles = ROLES[:-1] if self.note else ROLES  # the inner network is another then
         lines = [line for line in read_lines(self.path) if line["stage"] in roles]
         with self._lock:
             text = "".join(json.dumps(line) + "\n" for line in lines)

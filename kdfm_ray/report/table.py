@@ -13,6 +13,7 @@ from kdfm_ray.report.live import TITLES
 ROWS = {
     "labeled_only": "labeled-only",
     "outer": "FixMatch (outer)",
+    "fixmatch_longer": "FixMatch, updates of both",
     "inner": "KD-FixMatch (inner)",
 }
 

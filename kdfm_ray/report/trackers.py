@@ -81,7 +81,7 @@ class Wandb:
             name=name,
             config=flat(config.model_dump(mode="json")),
         )
-        for role in ("baseline", "outer", "inner"):
+        for role in ("baseline", "outer", "longer", "inner"):
             self._run.define_metric(f"{role}/step")
             self._run.define_metric(f"{role}/*", step_metric=f"{role}/step")
 

@@ -34,7 +34,7 @@ class GroupedScheduler(FIFOScheduler):
         if asha is None:
             return
         for group in {trial.group for trial in trials.values()}:
-            steps = [t.config.train.steps for t in trials.values() if t.group == group]
+            steps = [t.config.steps_of("inner") for t in trials.values() if t.group == group]
             self._groups[group] = ASHAScheduler(
                 time_attr=STEP,
                 metric=SCORE,
@@ -65,7 +65,7 @@ class GroupedScheduler(FIFOScheduler):
         if group is None or STEP not in result:
             return TrialScheduler.CONTINUE
         decision: str = group.on_trial_result(tune_controller, _Named(_name(trial)), result)
-        if result[STEP] >= self._trials[_name(trial)].config.train.steps:
+        if result[STEP] >= self._trials[_name(trial)].config.steps_of("inner"):
             return TrialScheduler.CONTINUE  # nothing is left to save: the test set comes next
         return decision
 

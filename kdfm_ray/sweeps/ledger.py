@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from typing import Any, Literal
 from kdfm_ray import keys
 from kdfm_ray.config import content_hash
 from kdfm_ray.sweeps.space import Trial
-from kdfm_ray.types import UserError
+from kdfm_ray.types import Role, UserError
 
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
@@ -79,9 +79,9 @@ class Ledger:
         """The record of a trial."""
         return self.records.setdefault(trial, Record())
 
-    def start(self, trial: str, networks: dict[str, str], inner: str) -> None:
+    def start(self, trial: str, networks: Mapping[Role, str], inner: str) -> None:
         """A process has begun (or begun again) with the trial."""
-        line = {"trial": trial, "event": "start", "networks": networks, "inner": inner}
+        line = {"trial": trial, "event": "start", "networks": dict(networks), "inner": inner}
         self._note(line)
 
     def validation(self, trial: str, step: int, accuracy: float, seconds: float) -> None:

@@ -15,7 +15,7 @@ from kdfm_ray.pipeline import Plan, make_plan, plan_run
 from kdfm_ray.store import Store
 from kdfm_ray.sweeps.slots import Slots
 from kdfm_ray.sweeps.space import Trial
-from kdfm_ray.types import Emit
+from kdfm_ray.types import Emit, Role
 
 MEASURED_SHAPES = 4  # kinds of networks whose speed is measured; with more, nothing is estimated
 
@@ -46,8 +46,8 @@ class Work:
             each on one trial's share of the machine; ``None`` if not estimated.
     """
 
-    missing: dict[str, int]
-    needed: dict[str, int]
+    missing: dict[Role, int]
+    needed: dict[Role, int]
     updates: int
     seconds: tuple[float, float] | None
 
@@ -88,27 +88,21 @@ def plan_trials(
 
 def missing_work(planned: Sequence[Planned], store: Store, session: Session, slots: Slots) -> Work:
     """Count what has to be trained, and estimate how long that takes."""
-    networks: dict[tuple[str, str], Planned] = {}
+    networks: dict[tuple[Role, str], Planned] = {}
     for each in planned:
-        plan = each.plan
-        for role, key in (
-            ("baseline", plan.baseline),
-            ("outer", plan.outer),
-            ("inner", plan.inner),
-        ):
-            if key is not None:
-                networks.setdefault((role, key), each)
+        for role, key in each.plan.networks.items():
+            networks.setdefault((role, key), each)
     todo = {which: each for which, each in networks.items() if store.find(*which) is None}
     return Work(
         missing=_count(todo),
         needed=_count(networks),
-        updates=sum(each.trial.config.train.steps for each in todo.values()),
+        updates=sum(each.trial.config.steps_of(role) for (role, _), each in todo.items()),
         seconds=_estimate(todo, store, session, slots),
     )
 
 
 def _estimate(
-    todo: dict[tuple[str, str], Planned], store: Store, session: Session, slots: Slots
+    todo: dict[tuple[Role, str], Planned], store: Store, session: Session, slots: Slots
 ) -> tuple[float, float] | None:
     shapes: dict[str, float] = {}
     before = inner = 0.0
@@ -129,7 +123,7 @@ def _estimate(
         # One image labeled, mu weak ones without a graph (a third of the cost), mu strong ones.
         mu = config.fixmatch.mu
         share = 1.0 if role != "baseline" else 1 / (1 + mu / 3 + mu)
-        seconds = share * shapes[shape] * config.train.steps
+        seconds = share * shapes[shape] * config.steps_of(role)
         if role == "inner":
             inner += seconds
         else:
@@ -167,8 +161,8 @@ def _kind(config: Config) -> str:
     return content_hash(parts)
 
 
-def _count(networks: dict[tuple[str, str], Planned]) -> dict[str, int]:
-    counts = {"baseline": 0, "outer": 0, "inner": 0}
+def _count(networks: dict[tuple[Role, str], Planned]) -> dict[Role, int]:
+    counts: dict[Role, int] = {"baseline": 0, "outer": 0, "longer": 0, "inner": 0}
     for role, _ in networks:
         counts[role] += 1
     return counts

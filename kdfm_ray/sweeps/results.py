@@ -21,6 +21,8 @@ from kdfm_ray.sweeps.space import Trial
 FACTS = (
     "outer_val_accuracy",
     "outer_test_accuracy",
+    "longer_val_accuracy",
+    "longer_test_accuracy",
     "labeled_only_val_accuracy",
     "labeled_only_test_accuracy",
     "label_precision",
@@ -36,6 +38,7 @@ FACTS = (
 METHODS = {
     "labeled_only_test_accuracy": "labeled-only",
     "outer_test_accuracy": "FixMatch (outer)",
+    "longer_test_accuracy": "FixMatch, updates of both",
     "test_accuracy": "KD-FixMatch (inner)",
 }
 
@@ -103,7 +106,7 @@ def trial_rows(trials: Sequence[Trial], records: Mapping[str, Record]) -> list[d
             "val_accuracy": record.val_accuracy,
             "test_accuracy": record.row.get("test_accuracy"),
             "step": max(record.curve, default=0),
-            "steps": trial.config.train.steps,
+            "steps": trial.config.steps_of("inner"),
             "seconds": round(record.seconds, 3),
             "outer_key": record.networks.get("outer"),
             "config_hash": trial.config.hash(),

@@ -37,7 +37,7 @@ from kdfm_ray.sweeps.savings import Savings, describe, savings, to_json
 from kdfm_ray.sweeps.slots import Slots, find_slots
 from kdfm_ray.sweeps.space import Sweep, Trial, make_trials
 from kdfm_ray.sweeps.view import SweepView
-from kdfm_ray.types import Event, RunFailed, Stopped, UserError
+from kdfm_ray.types import Event, Role, RunFailed, Stopped, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -255,9 +255,7 @@ class _Driver:
             self.view.begin(job)
             if job in self._trials:
                 plan = self._planned[job].plan
-                networks = {"baseline": plan.baseline, "outer": plan.outer}
-                before = {role: key for role, key in networks.items() if key}
-                self._ledger.start(job, before, plan.inner)
+                self._ledger.start(job, plan.before_labels, plan.inner)
 
     def reported(self, job: str, step: int, accuracy: float, seconds: float) -> None:
         with self._lock:
@@ -309,12 +307,11 @@ class _Driver:
 
     def _is_prepared(self, each: Planned) -> bool:
         plan = each.plan
-        needed = {"baseline": plan.baseline, "outer": plan.outer, "labels": plan.labels}
-        needed["trusted"] = plan.trusted
-        return all(key is None or self._store.find(role, key) for role, key in needed.items())
+        stages = [*plan.before_labels.items(), ("labels", plan.labels), ("trusted", plan.trusted)]
+        return all(self._store.find(stage, key) is not None for stage, key in stages)
 
     def _unit_job(self, unit: Sequence[Planned]) -> Job:
-        subsets = {each.plan.trusted: each for each in unit}
+        subsets = {(each.plan.trusted, each.plan.longer): each for each in unit}
         return self._job(f"{PREPARING}{unit[0].plan.outer}", list(subsets.values()), True)
 
     def _job(self, name: str, planned: Sequence[Planned], until_trusted: bool = False) -> Job:
@@ -441,14 +438,19 @@ class _Driver:
             )
 
     def _say_work(self, work: Work, slots: Slots, units: int, todo: int) -> None:
-        names = {"baseline": "labeled-only", "outer": "outer", "inner": "inner"}
+        names: dict[Role, str] = {
+            "baseline": "labeled-only",
+            "outer": "outer",
+            "longer": "FixMatch of equal compute",
+            "inner": "inner",
+        }
         parts = [
             f"{work.missing[role]} {name}"
             + (" at most" if role == "inner" and self._sweep.asha else "")
             for role, name in names.items()
             if work.needed[role]
         ]
-        apart = todo * (2 + bool(work.needed["baseline"]))
+        apart = todo * sum(count > 0 for count in work.needed.values())
         self.view.line(
             f"networks to train: {', '.join(parts)} (trials that share nothing: {apart}); "
             f"{work.updates:,} updates; {slots}"
@@ -473,7 +475,7 @@ class _Driver:
         if record.status == "finished":
             text += f", test {percent(record.row['test_accuracy'])}"
         if record.status == "stopped":
-            text += f" after update {max(record.curve, default=0)}/{trial.config.train.steps}"
+            text += f" after update {max(record.curve, default=0)}/{trial.config.steps_of('inner')}"
         if record.status == "failed":
             text = f"failed: {record.why.splitlines()[0] if record.why else ''}"
         return f"[{ended}/{len(self._trials)}] {values} seed={trial.seed}: {text}"

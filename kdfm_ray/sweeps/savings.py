@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from kdfm_ray.sweeps.ledger import ENDED, Record
 from kdfm_ray.sweeps.space import Trial
+from kdfm_ray.types import Role
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,18 @@ def savings(
     seen: set[str] = set()
     known, seconds_per_update = True, []
     for trial in trials:
-        record, steps = records.get(trial.id, Record()), trial.config.train.steps
+        record, steps = records.get(trial.id, Record()), trial.config.steps_of("inner")
         if record.status not in ENDED or record.status == "failed":
             continue
-        for key in record.networks.values():
+        for role, key in record.networks.items():
+            own = trial.config.steps_of(cast(Role, role))
             if key in seen:
-                shared += steps
+                shared += own
                 known &= key in seconds_of
                 seconds_shared += seconds_of.get(key, 0.0)
             else:
                 seen.add(key)
-                done += steps
+                done += own
         reached = steps if record.status == "finished" else max(record.curve, default=0)
         done += reached
         stopped += steps - reached

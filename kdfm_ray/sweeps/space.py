@@ -29,7 +29,17 @@ from kdfm_ray.types import UserError
 
 # Sections that change no result, or that the sweep itself decides on.
 NOT_VARIED = {
-    *("seed", "out", "store", "scale", "faults", "on_warning", "track", "baseline"),
+    *(
+        "seed",
+        "out",
+        "store",
+        "scale",
+        "faults",
+        "on_warning",
+        "track",
+        "baseline",
+        "equal_compute",
+    ),
     *(
         "data.root",
         "data.device",
@@ -293,11 +303,11 @@ def _unranked(config: Config) -> list[str]:
     """Why ASHA could not compare a trial with others."""
     if config.data.num_val == 0:
         return ["asha compares validation accuracies, and data.num_val = 0: give some, or no asha"]
-    every, steps = config.train.eval_every, config.train.steps
+    every, steps = config.train.eval_every, config.steps_of("inner")
     if every >= steps:
         return [
             f"asha compares validations on the way, and train.eval_every = {every} leaves none in "
-            f"train.steps = {steps}: lower it to {max(1, steps // 8)} or so, or use no asha"
+            f"{steps} updates: lower it to {max(1, steps // 8)} or so, or use no asha"
         ]
     return []
 

@@ -129,10 +129,13 @@ def row_of(finished: Finished) -> dict[str, Any]:
     selection, inner = records["trusted"], records["inner"]
     filters = selection["filters"]
     return {
+        "split_hash": records["split"]["split_hash"],
         "val_accuracy": inner["val_accuracy"],
         "test_accuracy": tested["inner"],
         "outer_val_accuracy": records["outer"]["val_accuracy"],
         "outer_test_accuracy": tested["outer"],
+        "longer_val_accuracy": records.get("longer", {}).get("val_accuracy"),
+        "longer_test_accuracy": tested.get("longer"),
         "labeled_only_val_accuracy": records.get("baseline", {}).get("val_accuracy"),
         "labeled_only_test_accuracy": tested.get("baseline"),
         "label_precision": filters["all"]["precision"],

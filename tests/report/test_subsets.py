@@ -54,7 +54,7 @@ def finished(stages):
         stage: Artifact(stage, "k", lambda: None, lambda s=stage: json.dumps(RECORDS[s]), (), open)
         for stage in stages
     }
-    plan = Plan("d", "s", "b", "o", "l", "t", "i", "e", Numerics())
+    plan = Plan("d", "s", "b", "o", "m", "l", "t", "i", "e", Numerics())
     return Finished(CONFIG, plan, {}, artifacts, [], 1.0, {})
 
 
