@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: demo test soak lint types format clean
+.PHONY: demo test soak evidence lint types format clean
 
 demo: $(STAMP)  ## the main job on scikit-learn's digits, in a fresh store
 	@rm -rf $(DEMO)
@@ -17,6 +17,9 @@ test: $(STAMP) lint types  ## everything that CI checks
 
 soak: $(STAMP)  ## kill runs at random moments of all stages, and a cluster by ssh; over half an hour
 	$(BIN)/python -m pytest tests/faults tests/cluster -m soak -s
+
+evidence: $(STAMP)  ## KD-FixMatch against FixMatch of equal compute; hours, goes on where it stopped
+	$(BIN)/python experiments/evidence.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

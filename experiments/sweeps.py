@@ -420,7 +420,7 @@ def fashion_asha() -> Sweep:
 def evidence() -> Sweep:
     """Does KD-FixMatch beat FixMatch of equal compute? Fashion-MNIST at 28 px, 5 seeds.
 
-    make evidence                      (seed by seed; goes on from what is recorded)
+    make evidence                      (two seeds at a time; goes on from what is recorded)
 
     Each trial has labeled-only training, FixMatch, and FixMatch with the updates of both networks
     beside the inner network; the clusterer none is selection by confidence alone.
