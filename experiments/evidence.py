@@ -4,8 +4,9 @@
     python experiments/evidence.py --table             (only prints)
 
 The sweep ``evidence`` is run two seeds at a time, so that whatever ends it loses little: finished
-cells are lines of ``experiments/results/evidence.jsonl``. All differences are of the same seed, split
-and starting weights; intervals are Student's t over seeds, 95 %. Test accuracies choose nothing: each network is tested once, when it is finished.
+cells are lines of ``experiments/results/evidence.jsonl``. All differences are of the same seed,
+split and starting weights; intervals are Student's t over seeds, 95 %. Test accuracies choose
+nothing: each network is tested once, when it is finished.
 """
 
 from __future__ import annotations
