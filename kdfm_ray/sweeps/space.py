@@ -135,12 +135,15 @@ class Sweep(Section):
     """A whole sweep: a base config, what is varied, and how trials are chosen and stopped.
 
     ``space`` maps dotted names of config fields to ``grid``, ``choice``, ``uniform`` or
-    ``loguniform``. All grids are crossed, and crossed with ``samples`` draws of the others.
+    ``loguniform``. All grids are crossed, and crossed with ``samples`` draws of the others. Where
+    only some combinations are wanted, ``cases`` lists them (field -> value each; a field that a
+    case leaves out is as in ``base``), and every case meets every combination of the grids.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     base: Config
-    space: dict[str, Dimension]
+    space: dict[str, Dimension] = Field(default_factory=dict)
+    cases: tuple[dict[str, Any], ...] = ()
     seeds: tuple[NonNegativeInt, ...] = Field((0, 1, 2), min_length=1)
     search: Literal["random", "optuna"] = Field(
         "random", description="how values that are no grid are drawn; optuna needs the extra optuna"
@@ -163,7 +166,8 @@ class Sweep(Section):
         problems = [text for name in self.space for text in _problems_of(name)]
         problems += [text for name, values in self.space.items() for text in _broken(name, values)]
         drawn = [name for name, values in self.space.items() if not isinstance(values, Grid)]
-        if not self.space:
+        problems += self._broken_cases()
+        if not self.space and not self.cases:
             problems.append("space is empty: name at least one config field and its values")
         if len(set(self.seeds)) != len(self.seeds):
             problems.append(f"seeds = {list(self.seeds)}: each seed once")
@@ -191,6 +195,20 @@ class Sweep(Section):
             raise ValueError("\n".join(problems))
         return self
 
+    def _broken_cases(self) -> list[str]:
+        named = dict.fromkeys(name for case in self.cases for name in case)
+        problems = [
+            text.replace("space:", "cases:") for name in named for text in _problems_of(name)
+        ]
+        problems += [
+            f"cases: {name} is in space, too: give it in one of the two"
+            for name in named
+            if name in self.space
+        ]
+        if self.cases and self.search == "optuna":
+            problems.append("cases are for grids and random search; search = optuna takes none")
+        return problems
+
     def changed(self, **fields: Any) -> Sweep:
         """A copy with other fields, checked as a whole.
 
@@ -206,13 +224,15 @@ class Sweep(Section):
     def same_as(self) -> dict[str, Any]:
         """What makes it this sweep and no other, fit for JSON."""
         loose = {"max_concurrent", "gpus_per_trial", "results", "base"}
+        if not self.cases:
+            loose.add("cases")  # which came when sweeps were under way
         base = self.base.model_dump(mode="json", exclude=NOT_IN_HASH | {"seed": True})
         return self.model_dump(mode="json", exclude=loose) | {"base": base}
 
     @property
     def fields(self) -> list[str]:
         """Names of the varied fields."""
-        return list(self.space)
+        return list(dict.fromkeys([*self.space, *(name for case in self.cases for name in case)]))
 
     def settings(self) -> list[dict[str, Any]]:
         """All settings of a grid or a random search, each once; field -> value."""
@@ -225,9 +245,17 @@ class Sweep(Section):
         for drawn in self._draws():
             for row in itertools.product(*grids.values()):
                 values = dict(zip(grids, row, strict=True)) | drawn
-                setting = {name: values[name] for name in self.space}
-                found.setdefault(content_hash(_plain(setting)), setting)
+                for case in self.cases or ({},):
+                    chosen = self._of_base(case) | values | case
+                    setting = {name: chosen[name] for name in self.fields}
+                    found.setdefault(content_hash(_plain(setting)), setting)
         return list(found.values())
+
+    def _of_base(self, case: dict[str, Any]) -> dict[str, Any]:
+        """The fields that other cases vary and this one does not."""
+        others = {name for each in self.cases for name in each} - set(case)
+        base = self.base.model_dump(mode="json") if others else {}
+        return {name: _look_up(base, name) for name in others}
 
     def _draws(self) -> Iterator[dict[str, Any]]:
         space = sorted(self.space.items())
