@@ -210,8 +210,11 @@ class SelectConfig(Section):
     """The trusted subset: confidence, then clusters that agree."""
 
     tau_select: float = Field(0.80, ge=0, le=1, description="confidence an image needs")
-    clusterer: Literal["dec", "idec", "kmeans", "gmm", "spectral", "dbscan", "hdbscan", "none"] = (
-        Field("dec", description="none: confidence alone")
+    clusterer: Literal[
+        "dec", "idec", "kmeans", "gmm", "spectral", "dbscan", "hdbscan", "spread", "none"
+    ] = Field(
+        "dec",
+        description="spread: labels spread over a neighbor graph; none: confidence alone",
     )
     num_clusters: int | None = Field(None, ge=1, description="none: the number of classes")
     labeled_weight: float = Field(
@@ -249,6 +252,10 @@ class SelectConfig(Section):
         None, ge=2, description="hdbscan: smallest cluster; none: images / 40 classes"
     )
     hdbscan_min_samples: int = Field(5, ge=1, description="hdbscan: neighbors of a core point")
+    spread_neighbors: int = Field(15, ge=1, description="spread: neighbors in the graph")
+    spread_alpha: float = Field(
+        0.99, gt=0, lt=1, description="spread: how far labels go; near 1: farther"
+    )
     max_per_class: int | None = Field(
         None,
         ge=1,
@@ -340,7 +347,7 @@ NOT_IN_HASH: Any = {
 CAME_LATER: dict[str, dict[str, Any]] = {
     "": {"equal_compute": False},
     "fixmatch": {"align": "none"},
-    "select": {"max_per_class": None},
+    "select": {"max_per_class": None, "spread_neighbors": 15, "spread_alpha": 0.99},
     "inner": {"steps": None},
 }
 

@@ -6,6 +6,8 @@
     spectral    nearest-neighbor graph; at most 5,000 points; further points by neighbors' majority
     dbscan      at most 10,000 points; further points join the nearest core point within eps
     hdbscan     at most 10,000 points; further points by neighbors' majority, noise having a vote
+    spread      labels spread over a neighbor graph; a cluster is a class; at most 200,000 points;
+                further points by neighbors' majority
 
 ``dbscan`` and ``hdbscan`` find the number of clusters themselves and leave noise, cluster -1. The
 keyword arguments of a function are its settings.
@@ -26,12 +28,15 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from kdfm_ray.trust import dec, kmeans
+from kdfm_ray.trust.spread import spread_labels
 from kdfm_ray.types import Emit
 
 NOISE = -1
 GMM_SMALL = 2**30  # multiplications of one covariance
 NEIGHBORS = 5  # that vote on a point outside the sample
-MAX_POINTS = {"spectral": 5_000, "dbscan": 10_000, "hdbscan": 10_000}  # time or memory is quadratic
+# Where time or memory is quadratic.
+MAX_POINTS = {"spectral": 5_000, "dbscan": 10_000, "hdbscan": 10_000, "spread": 200_000}
+SEEDED = {"spread"}  # are told the classes of labeled images: a cluster is a class
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,22 @@ def fit_hdbscan(
     )
 
 
+def fit_spread(
+    x: Float[np.ndarray, "n d"],
+    task: Task,
+    known: Int64[np.ndarray, " n"],
+    *,
+    spread_neighbors: int = 15,
+    spread_alpha: float = 0.99,
+) -> Clustering:
+    """``known``: class of each labeled point, -1 elsewhere. Noise is where no label arrives."""
+    arrived = spread_labels(
+        x, known, task.num_clusters, neighbors=spread_neighbors, alpha=spread_alpha
+    )
+    assignments = np.where(arrived.max(axis=1) > 0, arrived.argmax(axis=1), NOISE).astype(np.int64)
+    return Clustering(assignments, task.num_clusters, _majority(x, assignments))
+
+
 def _majority(
     x: Float[np.ndarray, "n d"], assignments: Int64[np.ndarray, " n"]
 ) -> Callable[[np.ndarray], np.ndarray]:
@@ -237,6 +258,7 @@ FITS: dict[str, Callable[..., Clustering]] = {
     "spectral": fit_spectral,
     "dbscan": fit_dbscan,
     "hdbscan": fit_hdbscan,
+    "spread": fit_spread,
 }
 
 

@@ -13,19 +13,32 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from kdfm_ray.trust.algorithms import FITS, MAX_POINTS, NOISE, Clustering, Task, options_of
+from kdfm_ray.trust.algorithms import (
+    FITS,
+    MAX_POINTS,
+    NOISE,
+    SEEDED,
+    Clustering,
+    Task,
+    options_of,
+)
 from kdfm_ray.trust.rows import Rows
+from kdfm_ray.types import UNKNOWN
 
 NAMES = (*FITS, "none")
 
 
 @dataclass(frozen=True)
 class Clusterer:
-    """A named way to cluster at most ``max_points`` points (``None``: any number)."""
+    """A named way to cluster at most ``max_points`` points (``None``: any number).
+
+    One that is ``seeded`` takes the points and the class of each labeled one (-1 elsewhere).
+    """
 
     name: str
-    fit: Callable[[np.ndarray], Clustering]
+    fit: Callable[..., Clustering]
     max_points: int | None
+    seeded: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,8 @@ def make_clusterer(name: str, task: Task, **options: Any) -> Clusterer | None:
     if name == "none":
         return None
     own = {key: value for key, value in options.items() if key in options_of(FITS[name])}
-    return Clusterer(name, partial(FITS[name], task=task, **own), MAX_POINTS.get(name))
+    fit = partial(FITS[name], task=task, **own)
+    return Clusterer(name, fit, MAX_POINTS.get(name), name in SEEDED)
 
 
 def fit_and_assign(
@@ -81,6 +95,7 @@ def fit_and_assign(
     *,
     sample_size: int,
     seed: int,
+    known: Int64[np.ndarray, " p"] | None = None,
 ) -> Clustering:
     """Cluster a set of any size: scale, fit on a random sample, place the rest piece by piece.
 
@@ -94,6 +109,8 @@ def fit_and_assign(
         clusterer: how.
         sample_size: to fit on, at most.
         seed: of the sample.
+        known: class of each labeled point, -1 elsewhere; a seeded clusterer is told, and has all
+            of the labeled ones in its sample.
 
     Raises:
         ValueError: values that are not finite.
@@ -103,9 +120,13 @@ def fit_and_assign(
     chosen = np.arange(n)
     if size < n:
         chosen = np.sort(np.random.default_rng(seed).choice(n, size, replace=False))
+    if clusterer.seeded and known is not None:
+        chosen = np.union1d(chosen, np.flatnonzero(known != UNKNOWN))
+        size = len(chosen)
     sample = _finite(rows.take(kept[chosen]))
     scaler = Scaler.fit(sample)
-    fitted = clusterer.fit(scaler(sample))
+    told = {} if known is None or not clusterer.seeded else {"known": known[chosen]}
+    fitted = clusterer.fit(scaler(sample), **told)
     parts = [fitted, *([fitted.start] if fitted.start else [])]
     placed = [np.full(n, NOISE, np.int64) for _ in parts]
     for part, assignments in zip(parts, placed, strict=True):

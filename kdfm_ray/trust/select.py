@@ -29,7 +29,7 @@ from kdfm_ray.trust.agreement import (
     matched_agreement,
     normalized_mutual_information,
 )
-from kdfm_ray.trust.algorithms import NOISE, Clustering, Task
+from kdfm_ray.trust.algorithms import NOISE, SEEDED, Clustering, Task
 from kdfm_ray.trust.clusterers import fit_and_assign, make_clusterer
 from kdfm_ray.trust.figures import Images, cluster_warnings
 from kdfm_ray.trust.rows import Rows
@@ -121,6 +121,11 @@ def select_trusted(
     """
     started = time.perf_counter()
     num_clusters = num_clusters or num_classes
+    if clusterer in SEEDED and num_clusters != num_classes:
+        raise ValueError(
+            f"clusterer {clusterer} makes one cluster of each of the {num_classes} classes: leave "
+            f"select.num_clusters out (it is {num_clusters}), or use another clusterer"
+        )
     task = Task(num_clusters, seed, gpu, device, emit)
     tool = make_clusterer(clusterer, task, **(options or {}))
     images = _look_at(predicted, confidence, num_classes, labeled_index, truth)
@@ -135,9 +140,15 @@ def select_trusted(
         vote, weight = images.predicted.copy(), np.ones(len(predicted))
         vote[labeled_index], weight[labeled_index] = labeled_class, labeled_weight
         before = time.perf_counter()
-        clustering = fit_and_assign(embeddings, kept, tool, sample_size=sample_size, seed=seed)
+        known = np.full(len(predicted), UNKNOWN, np.int64)
+        known[labeled_index] = labeled_class
+        clustering = fit_and_assign(
+            embeddings, kept, tool, sample_size=sample_size, seed=seed, known=known[kept]
+        )
         seconds = {"cluster": time.perf_counter() - before, **clustering.details.get("seconds", {})}
-        matching = _match(clustering, vote[kept], weight[kept], num_classes, allowed_fall)
+        matching = _match(
+            clustering, vote[kept], weight[kept], num_classes, allowed_fall, tool.seeded
+        )
         cluster[kept] = matching.cluster
         agrees = class_of(cluster, matching.cluster_to_class) == images.predicted
     trusted = agrees & confident & images.unlabeled
@@ -211,13 +222,15 @@ def _match(
     weight: Float[np.ndarray, " n"],
     num_classes: int,
     allowed_fall: float,
+    known: bool,
 ) -> _Matching:
-    """Give the clusters classes; where they agree less than their start did, take the start."""
+    """Give the clusters classes, unless these are known; where they agree less than their start
+    did, take the start."""
 
     def measure(part: Clustering) -> tuple[Int64[np.ndarray, " c"], float]:
         shape = (part.num_clusters, num_classes)
         table = contingency(part.assignments, vote, weight, shape)
-        classes = match_clusters(table)
+        classes = np.arange(num_classes) if known else match_clusters(table)
         return classes, matched_agreement(table, classes)
 
     def alarms(part: Clustering) -> list[str]:

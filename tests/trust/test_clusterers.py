@@ -26,7 +26,7 @@ def run(name, x, k, *, sample_size=10**6, seed=0, **options):
     return fit_and_assign(ArrayRows(x), np.arange(len(x)), tool, sample_size=sample_size, seed=seed)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("none", "spread")])
 def test_every_clusterer_finds_blobs_and_places_the_rest(blobs, name):
     x, label = blobs([150, 150, 150], distance=20, d=4)
     whole, part = run(name, x, 3), run(name, x, 3, sample_size=150)
@@ -146,7 +146,9 @@ def test_a_librarys_warning_becomes_a_note(blobs):
 
 def test_caps_of_quadratic_clusterers():
     caps = {name: make_clusterer(name, task(2)).max_points for name in NAMES if name != "none"}
-    assert {name for name, cap in caps.items() if cap} == {"spectral", "dbscan", "hdbscan"}
+    assert {name for name, cap in caps.items() if cap} == {
+        *("spectral", "dbscan", "hdbscan", "spread")
+    }
 
 
 def test_divergence_is_noted(blobs):
@@ -161,7 +163,9 @@ def test_none_is_no_clusterer():
 
 
 def test_unknown_name_lists_all():
-    with pytest.raises(ValueError, match=r"'kmean'.*dec, idec, kmeans, gmm, .*hdbscan, none"):
+    with pytest.raises(
+        ValueError, match=r"'kmean'.*dec, idec, kmeans, gmm, .*hdbscan, spread, none"
+    ):
         make_clusterer("kmean", task(2))
 
 
