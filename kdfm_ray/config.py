@@ -358,6 +358,12 @@ def hashed(section: str, values: dict[str, Any]) -> dict[str, Any]:
     return {name: each for name, each in values.items() if later.get(name, _NOTHING) != each}
 
 
+def hashed_whole(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested values of a config, each section as it goes into hashes."""
+    sections = {name: hashed(name, values[name]) for name in CAME_LATER if name in values}
+    return hashed("", values) | sections
+
+
 _NOTHING = object()
 
 
@@ -463,9 +469,7 @@ class Config(Section):
 
     def hash(self) -> str:
         """Content hash (16 hex digits) of everything that changes the result."""
-        values = self.model_dump(mode="json", exclude=NOT_IN_HASH)
-        sections = {name: hashed(name, values[name]) for name in CAME_LATER if name}
-        return content_hash(hashed("", values) | sections)
+        return content_hash(hashed_whole(self.model_dump(mode="json", exclude=NOT_IN_HASH)))
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML; ``from_yaml`` reads it back equal."""

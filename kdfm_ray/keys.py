@@ -26,11 +26,30 @@ VERSIONS = {
     "evaluation": 3,
     "pictures": 1,
 }
+# Versions of the stages that look at networks, which gave the accuracies that those of VERSIONS
+# give: results that were recorded with them stay valid. Where one is raised, add those of before,
+# or empty this where accuracies are others.
+EARLIER_FIGURES: tuple[dict[str, int], ...] = ({"tested": 1, "evaluation": 2},)
+FIGURES = ("tested", "evaluation", "pictures")
 # Stages that came when results had been recorded, which name VERSIONS.
 LATER_VERSIONS = {"longer": 1}
 OWN_IMAGES = 2  # version of how the user's own images are read; named sets have VERSIONS alone
 # The last three are in the key as they were resolved.
 NOT_IN_TRAINING = {"log_every", "precision", "memory_format", "compile"}
+
+
+def stages_hashes(config: Config) -> list[str]:
+    """Hashes of the code versions that give a run's results: those of now, then those of before.
+
+    A stage that came later counts from its second version on, and where the run has it: so what
+    was recorded before it came, and with its first version, stays valid. Own images
+    (``OWN_IMAGES``) are not recorded, as config hashes do not know their contents.
+    """
+    used = {"longer": config.equal_compute}
+    later = {name: n for name, n in LATER_VERSIONS.items() if n > 1 and used.get(name, True)}
+    networks = {name: n for name, n in VERSIONS.items() if name not in FIGURES}
+    before = [content_hash(networks | figures | later) for figures in EARLIER_FIGURES]
+    return [content_hash(VERSIONS | later), *before]
 
 
 def dataset_key(

@@ -101,6 +101,10 @@ def run(capsys, *arguments):
         (["sweep", "smoke", "--grid", "select.tau=0.5"], ["select.tau is no config field"]),
         (["sweep", "smoke", "--grid", "train.steps=x"], ["train.steps = 'x'"]),
         (["sweep", "smoke", "--grid", "select.hidden_dims=8,4"], ["are lists", "kdfm_ray.Sweep"]),
+        (
+            ["sweep", "recipes_cpu", "--grid", "inner.loss=ce,sce"],
+            ["--grid inner.loss: the cases of this sweep vary it already"],
+        ),
         (["sweep", "smoke", "--max-concurent", "2"], ["did you mean --max-concurrent"]),
         (["sweep", "smoke", "--max-concurrent", "0"], ["max_concurrent = 0"]),
         (["sweep", "smoke", "--train.eval-every", "500"], ["train.eval_every = 500 leaves none"]),

@@ -103,6 +103,7 @@ def build(
     if len(grids) < len(named):
         raise UserError("--grid names a field twice: give all its values in one --grid")
     if grids:
+        _check_beside_cases(grids, found)
         changes["space"] = (found.space if isinstance(found, Sweep) else {}) | grids
     try:
         if flags.seeds:
@@ -136,6 +137,16 @@ def build(
             "--grid select.tau_select=0.7,0.8,0.9"
         )
     return make_sweep(name=name.rpartition(":")[2] or "run", **changes), out
+
+
+def _check_beside_cases(grids: dict[str, Grid], found: Sweep | Config | None) -> None:
+    cases = found.cases if isinstance(found, Sweep) else ()
+    both = [name for name in grids if any(name in case for case in cases)]
+    if both:
+        raise UserError(
+            f"--grid {both[0]}: the cases of this sweep vary it already, and every case meets "
+            "every value of a grid: vary another field, or write a sweep of your own"
+        )
 
 
 def _grid(text: str, value_of: Callable[[str, str], Any]) -> tuple[str, Grid]:

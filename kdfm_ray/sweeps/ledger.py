@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kdfm_ray import keys
-from kdfm_ray.config import content_hash
+from kdfm_ray.keys import stages_hashes
 from kdfm_ray.sweeps.space import Trial
 from kdfm_ray.types import Role, UserError
 
@@ -38,6 +37,8 @@ class Record:
         elsewhere: taken from a file of results, nothing was computed here.
         networks: role -> key of those that come before the inner one.
         inner: key of the inner network; empty in folders of before it was noted.
+        made: of a finished one: ``stages`` (see ``Cells``) and ``versions`` of packages that made
+            it; empty in folders of before they were noted.
     """
 
     status: Status = "waiting"
@@ -48,6 +49,7 @@ class Record:
     elsewhere: bool = False
     networks: dict[str, str] = field(default_factory=dict)
     inner: str = ""
+    made: dict[str, Any] = field(default_factory=dict)
     earlier_seconds: float = 0.0  # of tries before this one
 
     @property
@@ -111,7 +113,7 @@ class Ledger:
         else:
             record.status = line["status"]
             record.row, record.why = line.get("row", {}), line.get("why", "")
-            record.elsewhere = line.get("elsewhere", False)
+            record.elsewhere, record.made = line.get("elsewhere", False), line.get("made", {})
             record.networks = line.get("networks", record.networks)
             if "seconds" in line:
                 record.seconds = record.earlier_seconds + line["seconds"]
@@ -120,47 +122,77 @@ class Ledger:
 class Cells:
     """A file of finished cells, one a line, that is kept with the code and carried elsewhere.
 
-    A line counts where config, seed and the versions of all stages are the same.
+    A line counts where config, seed and the versions of all stages are the same, or were others
+    that gave the same accuracies.
     """
 
     def __init__(self, path: Path | None, versions: dict[str, str]) -> None:
         """Read the file, if there is one; ``versions`` of packages go into new lines."""
         self._path, self._versions = path, versions
-        self._stages = content_hash(keys.VERSIONS)
-        self._rows: dict[str, dict[str, Any]] = {}
-        if path is None:
+        self._rows: dict[tuple[str, str], dict[str, Any]] = {}
+        try:
+            lines = _read_lines(path) if path is not None else []
+        except OSError as error:
+            raise self._unusable(error) from error
+        for line in lines:
+            self._rows[line.get("config_hash", ""), line.get("stages", "")] = line
+
+    def check(self) -> None:
+        """Open the file for writing, as ``add`` will.
+
+        Raises:
+            UserError: it cannot be written to.
+        """
+        if self._path is None:
             return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lines = _read_lines(path)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.open("ab").close()
         except OSError as error:
-            raise UserError(f"the file of results {path} cannot be used: {error}") from error
-        for line in lines:
-            if line.get("stages") == self._stages:
-                self._rows[line["config_hash"]] = line
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> UserError:
+        return UserError(
+            f"the file of results {self._path} cannot be used: {error.strerror or error}; give "
+            "another with --results FILE, or none with --results none"
+        )
 
     def find(self, trial: Trial) -> dict[str, Any] | None:
         """The line of that trial: ``row``, ``curve``, ``seconds``; none where it is not there."""
-        return self._rows.get(trial.config.hash())
-
-    def add(self, trial: Trial, record: Record) -> None:
-        """Append a finished trial that is not there yet."""
-        if self._path is None or self.find(trial) is not None:
-            return
         name = trial.config.hash()
+        found = (self._rows.get((name, stages)) for stages in stages_hashes(trial.config))
+        return next((line for line in found if line is not None), None)
+
+    def made(self, trial: Trial) -> dict[str, Any]:
+        """What makes that trial's results just now: ``stages`` and ``versions``."""
+        return {"stages": stages_hashes(trial.config)[0], "versions": self._versions}
+
+    def add(self, trial: Trial, record: Record) -> bool:
+        """Append a finished trial that is not there yet.
+
+        Returns:
+            Whether the file has it now: trials that other code has made are left out, and those
+            of which that is not known.
+        """
+        if self._path is None or self.find(trial) is not None:
+            return True
+        name, stages = trial.config.hash(), record.made.get("stages", "")
+        if stages not in stages_hashes(trial.config):
+            return False
         line = {
             "config_hash": name,
-            "stages": self._stages,
+            "stages": stages,
             "seed": trial.seed,
             "values": trial.values,
             "row": record.row,
             "curve": record.curve,
             "networks": record.networks,
             "seconds": round(record.seconds, 1),
-            "versions": self._versions,
+            "versions": record.made["versions"],
         }
         append_line(self._path, line)
-        self._rows[name] = json.loads(json.dumps(line))
+        self._rows[name, stages] = json.loads(json.dumps(line))
+        return True
 
 
 def take_cells(ledger: Ledger, cells: Cells, trials: Sequence[Trial]) -> int:
@@ -172,10 +204,24 @@ def take_cells(ledger: Ledger, cells: Cells, trials: Sequence[Trial]) -> int:
             continue
         for step, accuracy in found["curve"].items():
             ledger.validation(trial.id, int(step), accuracy, 0.0)
-        facts = {"row": found["row"], "networks": found["networks"]}
+        facts = {name: found[name] for name in ("row", "networks", "seconds") if name in found}
         ledger.end(trial.id, "finished", **facts, elsewhere=True)
         taken += 1
     return taken
+
+
+def give_cells(ledger: Ledger, cells: Cells, trials: Sequence[Trial]) -> int:
+    """Append what finished here and is not in the file, as after a crash between the two.
+
+    Returns:
+        How many trials are left out, see ``Cells.add``.
+    """
+    left_out = 0
+    for trial in trials:
+        record = ledger.of(trial.id)
+        if record.status == "finished" and not record.elsewhere:
+            left_out += not cells.add(trial, record)
+    return left_out
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:

@@ -23,6 +23,11 @@ PAGE = "index.html"
 SHOWN_SETTINGS = 30  # rows of the table of settings
 SHOWN_CURVES = 60
 MAP_VALUES = 12  # of a field in a heat map, at most
+# Figures scroll by themselves where the window is narrow, and stay readable.
+STYLE = (
+    "figure { margin: 0; overflow-x: auto; } figure svg { min-width: 34em; } "
+    "p, li, h1, h2 { overflow-wrap: anywhere; }"
+)
 COLORS = {"finished": "#1f6f8b", "stopped": "#c98a2b", "failed": "#b23a48", "running": "#8a8a8a"}
 
 
@@ -87,7 +92,7 @@ def write_page(
     parts.append(_failures(rows))
     parts.append("<p class=dim>Tables: trials.parquet, trials.csv, settings.csv.</p>")
     reload = "" if over else '<meta http-equiv="refresh" content="30">'
-    write_whole(folder / PAGE, page(f"Sweep {sweep.name}", parts, head=reload))
+    write_whole(folder / PAGE, page(f"Sweep {sweep.name}", parts, head=reload, style=STYLE))
 
 
 def _base(sweep: Sweep) -> str:
@@ -99,7 +104,7 @@ def _base(sweep: Sweep) -> str:
 
 def _settings_table(settings: Sequence[Setting], fields: Sequence[str]) -> str:
     figures_head = ("validation", "behind the best, 95 %", "test", "gain, 95 %")
-    head = [*map(text, fields), *figures_head, "trusted", "their precision", "seeds"]
+    head = [*_heads(fields), *figures_head, "trusted", "their precision", "seeds"]
     rows = []
     for number, setting in enumerate(settings[:SHOWN_SETTINGS]):
         figures = setting.figures
@@ -123,6 +128,15 @@ def _settings_table(settings: Sequence[Setting], fields: Sequence[str]) -> str:
     return table(head, rows, numbers=numbers) + note
 
 
+def _heads(fields: Sequence[str]) -> list[str]:
+    """Fields as titles of columns: without their section, where that is clear."""
+    last = [name.rpartition(".")[2] for name in fields]
+    return [
+        f'<span title="{text(name)}">{text(short if last.count(short) == 1 else name)}</span>'
+        for name, short in zip(fields, last, strict=True)
+    ]
+
+
 def _seeds(setting: Setting) -> str:
     kinds = sorted(set(setting.statuses.values()))
     if kinds == ["finished"]:
@@ -140,7 +154,7 @@ def _methods(settings: Sequence[Setting], fields: Sequence[str]) -> str:
         for name, title in METHODS.items()
         if any(name in setting.figures for setting in settings)
     }
-    head = [*map(text, fields), *map(text, shown.values())]
+    head = [*_heads(fields), *map(text, shown.values())]
     rows = [
         [
             *(text(short(value)) for value in setting.values.values()),
@@ -252,7 +266,8 @@ def _parallel(rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> Figure:
         if name == "val_accuracy":
             marks = [(height, f"{100 * float(label):.1f} %") for height, label in marks]
         for height, label in marks:
-            axes.text(place + 0.02, height, label, fontsize=7.5, va="center")
+            box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
+            axes.text(place + 0.02, height, label, fontsize=7.5, va="center", bbox=box)
     axes.set_xticks(range(len(names)), [name.rpartition(".")[2] for name in names])
     axes.set_xlim(-0.1, len(names) - 0.6)
     axes.set_yticks([])
@@ -264,8 +279,9 @@ def _parallel(rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> Figure:
 def _curves(rows: Sequence[dict[str, Any]], curves: Mapping[str, Mapping[int, float]]) -> Figure:
     figure, axes = _figure(height=4)
     labeled = set()
-    shown = [row for row in rows if curves.get(row["trial_id"])]
-    for row in sorted(shown, key=lambda row: row["status"] == "finished")[-SHOWN_CURVES:]:
+    known = [row for row in rows if curves.get(row["trial_id"])]
+    shown = known[:: -(-len(known) // SHOWN_CURVES)]  # of many, evenly: finished and stopped
+    for row in sorted(shown, key=lambda row: row["status"] != "finished"):
         points = sorted(curves[row["trial_id"]].items())
         status = row["status"] if row["status"] in COLORS else "running"
         steps, accuracy = zip(*points, strict=True)
@@ -317,7 +333,7 @@ def _colormap() -> Any:
 def _svg(figure: Figure) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()[file.getvalue().index("<svg") :]
+    return f"<figure>{file.getvalue()[file.getvalue().index('<svg') :]}</figure>"
 
 
 def _label(setting: Setting, fields: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from kdfm_ray.pipeline import Plan, make_plan, plan_run
 from kdfm_ray.store import Store
 from kdfm_ray.sweeps.slots import Slots
 from kdfm_ray.sweeps.space import Trial
-from kdfm_ray.types import Emit, Role
+from kdfm_ray.types import Emit, Role, UserError
 
 MEASURED_SHAPES = 4  # kinds of networks whose speed is measured; with more, nothing is estimated
 
@@ -44,46 +44,51 @@ class Work:
         updates: of all missing ones together.
         seconds: of training those before the inner ones, and the inner ones, one after the other,
             each on one trial's share of the machine; ``None`` if not estimated.
+        kinds: of missing networks, each of which has a speed of its own.
     """
 
     missing: dict[Role, int]
     needed: dict[Role, int]
     updates: int
     seconds: tuple[float, float] | None
+    kinds: int
 
 
-def plan_trials(
-    trials: Sequence[Trial], ended: Sequence[Trial], store: Store, session: Session, emit: Emit
-) -> tuple[list[Planned], list[Planned]]:
-    """Keys of all stages of each trial; images that were never read are read now.
+class Planner:
+    """Keys of all stages of trials; images that were never read are read now.
 
-    Args:
-        trials: to be run.
-        ended: run before; their keys follow where their images are those of ``trials``.
-        store: of artifacts.
-        session: what to compute on.
-        emit: takes events.
-
-    Returns:
-        All of ``trials``; and of ``ended`` and ``trials`` those that ``ended`` names and whose
-        keys are known.
-
-    Raises:
-        UserError: anything about the data or the networks that the user can mend.
+    What was planned is not looked at again, nor what could not be: a planner is for one round.
     """
-    known: dict[str, tuple[Plan, Prepared]] = {}
 
-    def planned(trial: Trial) -> Planned:
-        plan, prepared = known[_kind(trial.config)]
+    def __init__(self, store: Store, session: Session, emit: Emit) -> None:
+        """Artifacts are in ``store``, ``session`` computes, ``emit`` takes events."""
+        self._store, self._session, self._emit = store, session, emit
+        self._known: dict[str, tuple[Plan, Prepared] | UserError] = {}
+
+    def plan(self, trials: Sequence[Trial]) -> list[Planned]:
+        """Each trial with its keys.
+
+        Raises:
+            UserError: anything about the data or the networks that the user can mend.
+        """
+        return [self._plan(trial) for trial in trials]
+
+    def _plan(self, trial: Trial) -> Planned:
+        plan, prepared = self._kind(trial.config)
         own = make_plan(trial.config, prepared.dataset.key, prepared.split.key, plan.numerics)
         return Planned(trial, own, prepared)
 
-    for trial in trials:
-        kind = _kind(trial.config)
-        if kind not in known:
-            known[kind] = plan_run(trial.config, store, session, emit)
-    again = [trial for trial in ended if _kind(trial.config) in known]
-    return [planned(trial) for trial in trials], [planned(trial) for trial in again]
+    def _kind(self, config: Config) -> tuple[Plan, Prepared]:
+        kind = _kind(config)
+        if kind not in self._known:
+            try:
+                self._known[kind] = plan_run(config, self._store, self._session, self._emit)
+            except UserError as error:
+                self._known[kind] = error
+        found = self._known[kind]
+        if isinstance(found, UserError):
+            raise found
+        return found
 
 
 def missing_work(planned: Sequence[Planned], store: Store, session: Session, slots: Slots) -> Work:
@@ -98,32 +103,39 @@ def missing_work(planned: Sequence[Planned], store: Store, session: Session, slo
         needed=_count(networks),
         updates=sum(each.trial.config.steps_of(role) for (role, _), each in todo.items()),
         seconds=_estimate(todo, store, session, slots),
+        kinds=len({_shape(each) for each in todo.values()}),
+    )
+
+
+def _shape(each: Planned) -> str:
+    """Networks of one shape take equally long for an update."""
+    config = each.trial.config
+    return content_hash(
+        {
+            "model": config.model.model_dump(mode="json"),
+            "batch": [config.train.batch_size, config.fixmatch.mu],
+            "image": each.prepared.facts["image_shape"],
+            "numerics": each.numerics,
+        }
     )
 
 
 def _estimate(
     todo: dict[tuple[Role, str], Planned], store: Store, session: Session, slots: Slots
 ) -> tuple[float, float] | None:
-    shapes: dict[str, float] = {}
+    shapes = {_shape(each): each for each in todo.values()}
+    if len(shapes) > MEASURED_SHAPES:
+        return None
+    speeds = {
+        shape: _seconds_of_update(each, store, session, slots) for shape, each in shapes.items()
+    }
     before = inner = 0.0
     for (role, _), each in todo.items():
         config = each.trial.config
-        shape = content_hash(
-            {
-                "model": config.model.model_dump(mode="json"),
-                "batch": [config.train.batch_size, config.fixmatch.mu],
-                "image": each.prepared.facts["image_shape"],
-                "numerics": each.numerics,
-            }
-        )
-        if shape not in shapes:
-            if len(shapes) == MEASURED_SHAPES:
-                return None
-            shapes[shape] = _seconds_of_update(each, store, session, slots)
         # One image labeled, mu weak ones without a graph (a third of the cost), mu strong ones.
         mu = config.fixmatch.mu
         share = 1.0 if role != "baseline" else 1 / (1 + mu / 3 + mu)
-        seconds = share * shapes[shape] * config.steps_of(role)
+        seconds = share * speeds[_shape(each)] * config.steps_of(role)
         if role == "inner":
             inner += seconds
         else:

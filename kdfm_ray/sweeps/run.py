@@ -7,47 +7,45 @@ them: so no trial waits for another while it holds a GPU.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
-import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdfm_ray.config import Config, absolute_paths, content_hash
 from kdfm_ray.jobs.crew import notes_folder
-from kdfm_ray.jobs.interrupts import hear_interrupts, noting_interrupts
+from kdfm_ray.jobs.interrupts import noting_interrupts
 from kdfm_ray.jobs.placement import remove_orphaned_groups
 from kdfm_ray.jobs.session import Session, open_session, quiet_libraries, start_beside_driver
 from kdfm_ray.jobs.shared import check_shared
 from kdfm_ray.report.facts import hardware, versions
 from kdfm_ray.report.place import default_place, folder_at
-from kdfm_ray.report.run_folder import write_whole
 from kdfm_ray.report.table import percent
 from kdfm_ray.store import Store, default_root
-from kdfm_ray.sweeps.ledger import ENDED, KEPT, TRIALS, Cells, Ledger, Status, take_cells
-from kdfm_ray.sweeps.page import short, write_page
-from kdfm_ray.sweeps.plan import Planned, Work, missing_work, plan_trials
+from kdfm_ray.sweeps import words
+from kdfm_ray.sweeps.beside import run_beside
+from kdfm_ray.sweeps.folder import NOW, SWEEP, check_folder, locked, write_json
+from kdfm_ray.sweeps.ledger import ENDED, Cells, Ledger, Status, give_cells, take_cells
+from kdfm_ray.sweeps.page import write_page
+from kdfm_ray.sweeps.plan import Planned, Planner, missing_work
 from kdfm_ray.sweeps.results import Setting, summarize, trial_rows, write_tables
 from kdfm_ray.sweeps.savings import Savings, describe, savings, to_json
 from kdfm_ray.sweeps.slots import Slots, find_slots
-from kdfm_ray.sweeps.space import Sweep, Trial, make_trials
+from kdfm_ray.sweeps.space import Sweep, Trial, make_trials, total_trials
 from kdfm_ray.sweeps.view import SweepView
-from kdfm_ray.types import Event, Role, RunFailed, Stopped, UserError
+from kdfm_ray.types import Event, RunFailed, Stopped, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from kdfm_ray.sweeps.trial import Job
 
-SWEEP, NOW, LOCK = "sweep.json", "now.json", ".lock"
 NOW_SECONDS = 2.0  # between notes of where things are, for `kdfm sweep --status`
 PAGE_SECONDS = 20.0  # between pages while trials run
-STOP_SECONDS = 60.0  # for trials to save their state after an error of the driver
+IDLE_SECONDS = 60.0  # without a process of any trial: a cluster that is busy, which is said
 PREPARING = "outer-"  # begins the name of a job that is no trial
 
 
@@ -89,16 +87,16 @@ def run_sweep(
     sweep = sweep.model_copy(update={"base": absolute_paths(sweep.base)})
     place = out or default_folder(sweep)
     if sweep.search == "optuna":
-        from kdfm_ray.sweeps.optuna_search import check_optuna, corners
+        from kdfm_ray.sweeps.optuna_search import check_optuna, check_values
 
         check_optuna()
-        make_trials(sweep, corners(sweep))
+        check_values(sweep)
         trials = []
     else:
         trials = make_trials(sweep, sweep.settings())  # all mistakes before anything is written
     with folder_at(place, lambda event: console.print(event["note"], markup=False)) as path:
-        _check_folder(path, sweep)
-        with _locked(path), SweepView(console) as view:
+        check_folder(path, sweep)
+        with locked(path), SweepView(console) as view:
             driver = _Driver(sweep, path, place, view)
             _run_all(sweep, trials, driver, verbose=verbose)
             result = driver.finish()
@@ -127,7 +125,7 @@ def _run_all(sweep: Sweep, trials: list[Trial], driver: _Driver, *, verbose: boo
         if sweep.search == "optuna":
             from kdfm_ray.sweeps.optuna_search import Suggestions
 
-            suggestions = Suggestions(sweep, driver.path)
+            suggestions = Suggestions(sweep, driver.path, driver.check, driver.view.line)
             while trials := suggestions.next_round(driver.rows()):
                 driver.run(trials)
         else:
@@ -153,12 +151,15 @@ class _Driver:
         self._ledger = Ledger(path)
         self._ledger.begin()
         self._cells = Cells(sweep.results, versions())
+        self._cells.check()
         self._lock = threading.RLock()
         self._trials: dict[str, Trial] = {}
         self._planned: dict[str, Planned] = {}
         self._failed: dict[str, str] = {}  # outer network -> why
-        self._looked, self._last_page = 0.0, 0.0
+        self._looked, self._last_page, self._last_busy = 0.0, 0.0, 0.0
         self._phase = ""
+        self._planner: Planner | None = None  # of the round
+        self._page_failed = False
 
     def begin(self, session: Session) -> None:
         """Take what there is to compute on.
@@ -169,41 +170,67 @@ class _Driver:
         check_shared(session, self._store)
         self._session = session
 
+    def check(self, trials: Sequence[Trial]) -> None:
+        """Plan trials of the next round.
+
+        Raises:
+            UserError: they cannot be run.
+        """
+        self._slots(len(trials))  # a trial that fits nowhere is refused before images are read
+        if self._planner is None:
+            self._planner = Planner(self._store, self._session, self._show_plan)
+        self._planner.plan(trials)
+
     def run(self, trials: Sequence[Trial]) -> None:
         """Run those of the trials that have not ended yet, after the outer networks they need."""
         self._trials |= {trial.id: trial for trial in trials}
         elsewhere = take_cells(self._ledger, self._cells, trials)
+        left_out = give_cells(self._ledger, self._cells, trials)
         todo = [trial for trial in trials if self._ledger.of(trial.id).status not in ENDED]
-        self._say_begun(trials, todo)
+        self._say(words.begun(self._sweep, trials, len(trials) - len(todo), self._place))
         if elsewhere:
             self.view.line(f"{elsewhere} of them are in {self._sweep.results}")
+        if left_out:
+            self.view.line(
+                f"{left_out} of them are not put into {self._sweep.results}: another version of "
+                "kdfm_ray made them"
+            )
         if not todo:
             self._note_sweep()
             return
-        slots = self._slots(
-            len(todo)
-        )  # a trial that fits nowhere is refused before images are read
-        ended = [trial for trial in trials if self._was_run(trial.id)]
-        planned, same_kind = plan_trials(todo, ended, self._store, self._session, self._show_plan)
-        self._check_unchanged(same_kind)
+        slots, planned = self._slots(len(todo)), self._plan(todo)
         self._planned |= {each.trial.id: each for each in planned}
         units = self._units(planned)
         work = missing_work(planned, self._store, self._session, slots)
         self._note_sweep()  # not before: a mistake that is found so far leaves the folder free
-        self._say_work(work, slots, len(units), len(todo))
+        outer_slots = self._slots(max(1, len(units)))
+        asha = self._sweep.asha is not None
+        self._say(words.to_do(work, slots, outer_slots, asha=asha, trials=len(todo)))
         self._phase = "outer networks, labels and trusted subsets"
         for wave in _waves(list(units.values())):
             self._run_jobs([self._unit_job(unit) for unit in wave])
         jobs = []
         for each in planned:
             if each.plan.outer in self._failed:
-                facts = {"why": f"its outer network: {self._failed[each.plan.outer]}"}
+                facts = {
+                    "why": f"its outer network: {self._failed[each.plan.outer]}",
+                    "networks": dict(each.plan.before_labels),
+                }
                 self.ended(each.trial.id, "failed", facts)
             else:
                 jobs.append(self._job(each.trial.id, [each]))
         self._phase = "inner networks"
         if jobs:
             self._run_jobs(jobs)
+
+    def _plan(self, todo: Sequence[Trial]) -> list[Planned]:
+        """Plan what is to be run, once it is known that what was run before goes with it."""
+        self.check(todo)
+        assert self._planner is not None
+        planner, self._planner = self._planner, None
+        ended = [trial for trial in self._trials.values() if self._was_run(trial.id)]
+        self._check_unchanged(planner.plan(ended))
+        return planner.plan(todo)
 
     def _was_run(self, trial: str) -> bool:
         record = self._ledger.of(trial)
@@ -230,9 +257,8 @@ class _Driver:
 
     def _note_sweep(self) -> None:
         sweep = {"sweep": self._sweep.same_as(), "store": self._store.root}
-        _write_json(self.path / SWEEP, sweep)
-        with self._lock:
-            self._write()
+        write_json(self.path / SWEEP, sweep | {"fields": self._sweep.fields})
+        self._try_to_write()
 
     def finish(self) -> SweepResult:
         """Write the tables and the page for the last time, and say where they are."""
@@ -241,7 +267,7 @@ class _Driver:
             rows, settings, saved = self._write()
             done = json.loads((self.path / SWEEP).read_text())
             done |= {"savings": to_json(saved), "versions": versions(), "hardware": hardware()}
-            _write_json(self.path / SWEEP, done)
+            write_json(self.path / SWEEP, done)
         return SweepResult(self.path, self._place, rows, settings, saved)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -271,13 +297,17 @@ class _Driver:
             if job.startswith(PREPARING):
                 self._unit_ended(job, status, facts)
                 return
+            if status == "finished":
+                facts = facts | {"made": self._cells.made(self._trials[job])}
             self._ledger.end(job, status, **facts)
             if status == "finished":
                 self._cells.add(self._trials[job], self._ledger.of(job))
             if status in ENDED:
-                self.view.line(self._end_line(job))
+                count = sum(self._ledger.of(each).status in ENDED for each in self._trials)
+                total = total_trials(self._sweep, list(self._trials.values()))
+                self.view.line(words.ended(self._trials[job], self._ledger.of(job), count, total))
             if time.monotonic() - self._last_page > PAGE_SECONDS:
-                self._write()
+                self._try_to_write()
 
     def _unit_ended(self, job: str, status: Status, facts: dict[str, Any]) -> None:
         outer = job.removeprefix(PREPARING)
@@ -344,55 +374,42 @@ class _Driver:
             if record.curve:
                 scheduler.replay(name, record.curve)
         bell, over = start_beside_driver(Bell), threading.Event()
-        errors: list[BaseException] = []
+        self._last_busy = time.monotonic()
 
         def work() -> None:
-            try:
-                run_jobs(
-                    given,
-                    slots,
-                    scheduler,
-                    self,
-                    bell=bell,
-                    over=over,
-                    emit=self._session.emit,
-                    storage=notes_folder(self._session, self._store),
-                    max_failures=self._sweep.base.faults.max_failures,
-                )
-            except BaseException as error:
-                errors.append(error)
+            run_jobs(
+                given,
+                slots,
+                scheduler,
+                self,
+                bell=bell,
+                over=over,
+                emit=self._session.emit,
+                storage=notes_folder(self._session, self._store),
+                max_failures=self._sweep.base.faults.max_failures,
+            )
+
+        def stop() -> None:
+            over.set()
+            bell.ring.remote()
 
         def on_first() -> None:
             text = "stopping: trials save their state; Ctrl-C again stops at once, without saving"
             self.view.line(text)
 
-        thread = threading.Thread(target=work, name="kdfm-tune", daemon=True)
-        with hear_interrupts(on_first) as interrupt:
-            thread.start()
-            try:
-                while thread.is_alive():
-                    thread.join(timeout=0.2)
-                    self._look_after(nested=slots.nested)
-                    if interrupt.is_set() and not over.is_set():
-                        over.set()
-                        ray.get(bell.ring.remote())
-            except BaseException:  # of ours: end Tune before Ray, or it would start another one
-                over.set()
-                with contextlib.suppress(Exception):
-                    ray.get(bell.ring.remote(), timeout=10)
-                thread.join(timeout=STOP_SECONDS)
-                raise
+        interrupted, error = run_beside(
+            work, look=lambda: self._look_after(slots), stop=stop, on_first=on_first
+        )
         ray.kill(bell)
-        with self._lock:
-            self._write()
-        if interrupt.is_set():
-            trouble = f" (while it stopped: {errors[0]})" if errors else ""
+        self._try_to_write()
+        if interrupted:
+            trouble = f" (while it stopped: {error})" if error else ""
             raise Stopped(
                 f"stopped; what is finished or saved is kept, and the same command goes on from "
                 f"{self.path}{trouble}"
             )
-        if errors:
-            raise errors[0]
+        if error is not None:
+            raise error
 
     def _placed(self, config: Config, slots: Slots) -> Config:
         """The config of a trial with its share of the machine, and the sweep's store."""
@@ -421,80 +438,51 @@ class _Driver:
         if "warning" in event:
             self.view(event)
 
-    def _say_begun(self, trials: Sequence[Trial], todo: Sequence[Trial]) -> None:
-        settings = len({trial.setting for trial in trials})
-        text = (
-            f"sweep {self._sweep.name}: {len(trials)} trials ({settings} settings x "
-            f"{len(self._sweep.seeds)} seeds)"
-        )
-        if len(todo) < len(trials):
-            text += f", {len(trials) - len(todo)} of them done before"
-        self.view.line(f"{text}; folder {self._place}")
-        if self._sweep.asha is not None:
-            asha = self._sweep.asha
-            self.view.line(
-                f"ASHA: from {asha.first:.0%} of a training on, the best 1/{asha.factor:g} of the "
-                "trials with the same data and seed go on"
-            )
+    def _say(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.view.line(line)
 
-    def _say_work(self, work: Work, slots: Slots, units: int, todo: int) -> None:
-        names: dict[Role, str] = {
-            "baseline": "labeled-only",
-            "outer": "outer",
-            "longer": "FixMatch of equal compute",
-            "inner": "inner",
-        }
-        parts = [
-            f"{work.missing[role]} {name}"
-            + (" at most" if role == "inner" and self._sweep.asha else "")
-            for role, name in names.items()
-            if work.needed[role]
-        ]
-        apart = todo * sum(count > 0 for count in work.needed.values())
-        self.view.line(
-            f"networks to train: {', '.join(parts)} (trials that share nothing: {apart}); "
-            f"{work.updates:,} updates; {slots}"
-        )
-        if work.seconds is not None:
-            before, inner = work.seconds
-            outer_slots = self._slots(units).concurrent if units else 1
-            minutes = (before / outer_slots + inner / slots.concurrent) / 60
-            most = " at most" if self._sweep.asha else ""
-            self.view.line(
-                f"training them takes about {minutes:.1f} minutes{most}, by the speed of single "
-                "updates here; labels, selection and the test set come on top"
-            )
-
-    def _end_line(self, name: str) -> str:
-        trial, record = self._trials[name], self._ledger.of(name)
-        values = " ".join(
-            f"{key.rpartition('.')[2]}={short(value)}" for key, value in trial.values.items()
-        )
-        ended = sum(self._ledger.of(each).status in ENDED for each in self._trials)
-        text = f"{record.status}, validation {percent(record.val_accuracy)}"
-        if record.status == "finished":
-            text += f", test {percent(record.row['test_accuracy'])}"
-        if record.status == "stopped":
-            text += f" after update {max(record.curve, default=0)}/{trial.config.steps_of('inner')}"
-        if record.status == "failed":
-            text = f"failed: {record.why.splitlines()[0] if record.why else ''}"
-        return f"[{ended}/{len(self._trials)}] {values} seed={trial.seed}: {text}"
-
-    def _look_after(self, *, nested: bool) -> None:
+    def _look_after(self, slots: Slots) -> None:
         """What is due now and then while trials run."""
         now = time.monotonic()
         if now - self._looked < NOW_SECONDS:
             return
         self._looked = now
-        if nested:
+        if slots.nested:
             with contextlib.suppress(Exception):  # a cluster that is busy: next time
                 remove_orphaned_groups()
+        running = self.view.now
+        if running:
+            self._last_busy = now
+        elif now - self._last_busy > IDLE_SECONDS:
+            self._say_idle(slots, now - self._last_busy)
         with contextlib.suppress(OSError):
-            where = {"phase": self._phase, "jobs": self.view.now, "time": time.time()}
-            _write_json(self.path / NOW, where)
+            where = {"phase": self._phase, "jobs": running, "time": time.time()}
+            write_json(self.path / NOW, where)
         if now - self._last_page > 3 * PAGE_SECONDS:
-            with self._lock, contextlib.suppress(OSError):
+            self._try_to_write()
+
+    def _say_idle(self, slots: Slots, seconds: float) -> None:
+        """Once in a while without a process of any trial, what they wait for."""
+        import ray
+
+        self._last_busy = float("inf")  # until one runs
+        with contextlib.suppress(Exception):
+            self.view.line(words.waiting(slots, ray.available_resources(), seconds))
+
+    def _try_to_write(self) -> None:
+        """Write tables and page; what is wrong with them is said once, and ends no training."""
+        try:
+            with self._lock:
                 self._write()
+        except Exception as error:
+            self._last_page = time.monotonic()
+            if not self._page_failed:
+                self._page_failed = True
+                self.view.line(
+                    f"warning: tables or page of {self.path} were not written, and are tried again "
+                    f"later: {type(error).__name__}: {error}"
+                )
 
     def _write(self) -> tuple[list[dict[str, Any]], list[Setting], Savings]:
         rows = self.rows()
@@ -533,54 +521,3 @@ def _waves(units: list[list[Planned]]) -> list[list[list[Planned]]]:
         (rest if baseline is not None and baseline in seen else first).append(unit)
         seen.add(baseline)
     return [wave for wave in (first, rest) if wave]
-
-
-def _check_folder(path: Path, sweep: Sweep) -> None:
-    """The folder is new, or holds this very sweep."""
-    saved = path / SWEEP
-    if not saved.is_file():
-        others = [file.name for file in path.iterdir()] if path.is_dir() else []
-        # Of a try that ended before it was planned.
-        ours = (LOCK, TRIALS, KEPT)
-        if path.is_file() or [name for name in others if name not in ours]:
-            raise UserError(f"{path} holds other files and no sweep: give a new folder with --out")
-        return
-    before, now = json.loads(saved.read_text())["sweep"], sweep.same_as()
-    now = json.loads(json.dumps(now))
-    changed = _differences(before, now)
-    if changed:
-        raise UserError(
-            f"{path} holds another sweep ({'; '.join(changed)}): give another folder with --out; "
-            "networks that both have in common are not trained again"
-        )
-
-
-def _differences(before: Any, now: Any, name: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        found = []
-        for key in {**before, **now}:
-            inner = f"{name}.{key}" if name else key
-            found += _differences(before.get(key), now.get(key), inner)
-        return found
-    return [] if before == now else [f"{name} was {before!r}, is {now!r}"]
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Only one process runs a sweep in a folder."""
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"another process runs the sweep in {path}: wait for it (`kdfm sweep --status "
-                f"{path}`), or give another folder with --out"
-            ) from error
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_whole(path, json.dumps(value, indent=1) + "\n")

@@ -17,12 +17,14 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from kdfm_ray.config import (
+    DATA_PLACES,
     NOT_IN_HASH,
     Config,
     Section,
     absolute_paths,
     content_hash,
     describe_errors,
+    hashed_whole,
     parse_config,
 )
 from kdfm_ray.types import UserError
@@ -191,9 +193,37 @@ class Sweep(Section):
                 "a file of results is for machines to share, which may find other numerics "
                 "fastest: set train.precision and train.memory_format, or leave results out"
             )
+        problems += self._unrecorded()
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _unrecorded(self) -> list[str]:
+        """Why a file of results would mix up trials: it knows them by their config alone."""
+        if self.results is None:
+            return []
+        problems = []
+        places = {name: getattr(self.base.data, name) for name in DATA_PLACES}
+        own = [f"data.{name}" for name, place in places.items() if place is not None]
+        own += [f"data.{name}" for name in DATA_PLACES if f"data.{name}" in self.fields]
+        if own:
+            problems.append(
+                f"a file of results knows trials by their config, not by the images in folders "
+                f"({', '.join(dict.fromkeys(own))}): leave results out, or use a named data set"
+            )
+        pretrained = [self.base.model.pretrained, *self._values_of("model.pretrained")]
+        files = [str(each) for each in pretrained if str(each) not in ("no", "yes")]
+        if files:
+            problems.append(
+                "a file of results knows trials by their config, not by what is in a file of "
+                f"weights (model.pretrained = {files[0]}): leave results out, or use yes or no"
+            )
+        return problems
+
+    def _values_of(self, name: str) -> list[Any]:
+        """All that a field is given in ``space`` and ``cases``."""
+        values = list(getattr(self.space.get(name), "values", ()))
+        return values + [case[name] for case in self.cases if name in case]
 
     def _broken_cases(self) -> list[str]:
         named = dict.fromkeys(name for case in self.cases for name in case)
@@ -227,7 +257,7 @@ class Sweep(Section):
         if not self.cases:
             loose.add("cases")  # which came when sweeps were under way
         base = self.base.model_dump(mode="json", exclude=NOT_IN_HASH | {"seed": True})
-        return self.model_dump(mode="json", exclude=loose) | {"base": base}
+        return self.model_dump(mode="json", exclude=loose) | {"base": hashed_whole(base)}
 
     @property
     def fields(self) -> list[str]:
@@ -272,7 +302,8 @@ def make_sweep(**fields: Any) -> Sweep:
     except ValidationError as error:
         found = describe_errors(error, Sweep)
         lines = "\n".join(f"  - {text}" for text in found)
-        raise UserError(f"the sweep has {len(found)} mistakes:\n{lines}") from error
+        count = "1 mistake" if len(found) == 1 else f"{len(found)} mistakes"
+        raise UserError(f"the sweep has {count}:\n{lines}") from error
 
 
 @dataclass(frozen=True)
@@ -325,6 +356,14 @@ def make_trials(sweep: Sweep, settings: Sequence[dict[str, Any]], first: int = 0
         lines = "\n".join(f"  - {text}" for text in dict.fromkeys(problems))
         raise UserError(f"the sweep {sweep.name} has trials that cannot be run:\n{lines}")
     return trials
+
+
+def total_trials(sweep: Sweep, trials: Sequence[Trial]) -> int:
+    """How many there will be at most; ``trials``: those that are known."""
+    if sweep.search == "optuna":
+        assert sweep.samples is not None
+        return sweep.samples * len(sweep.seeds)
+    return len(trials)
 
 
 def _unranked(config: Config) -> list[str]:

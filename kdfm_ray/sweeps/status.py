@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from pathlib import Path
@@ -12,9 +11,10 @@ from rich.table import Table
 
 from kdfm_ray.report.place import is_uri, read_folder
 from kdfm_ray.report.table import percent
+from kdfm_ray.sweeps.folder import NOW, SWEEP, is_running
 from kdfm_ray.sweeps.ledger import TRIALS
 from kdfm_ray.sweeps.page import PAGE, short
-from kdfm_ray.sweeps.run import LOCK, NOW, SWEEP, SweepResult
+from kdfm_ray.sweeps.run import SweepResult
 from kdfm_ray.sweeps.savings import describe
 from kdfm_ray.sweeps.view import describe_now
 from kdfm_ray.types import UserError
@@ -39,7 +39,9 @@ def print_status(place: str, console: Console) -> None:
         raise UserError(
             f"no sweep in {place}: give the folder of one, as `kdfm sweep --status runs/sweep-...`"
         )
-    sweep = json.loads((folder / SWEEP).read_text())["sweep"]
+    saved = json.loads((folder / SWEEP).read_text())
+    sweep = saved["sweep"]
+    fields = saved.get("fields") or list(sweep["space"])  # folders of before cases have none
     running = is_running(folder)
     rows = _rows(folder)
     live = _read_now(folder) if running else {}
@@ -67,7 +69,7 @@ def print_status(place: str, console: Console) -> None:
     unfinished = any(status in counts for status in ("waiting", "failed"))
     if not running and unfinished and not is_uri(place):
         console.print("the command that started it goes on with what is missing")
-    _print_settings(folder, list(sweep["space"]), console, "best settings so far")
+    _print_settings(folder, fields, console, "best settings so far")
 
 
 def print_end(result: SweepResult, fields: list[str], console: Console) -> None:
@@ -80,19 +82,6 @@ def print_end(result: SweepResult, fields: list[str], console: Console) -> None:
         console.print(line, soft_wrap=True, markup=False)
     _print_settings(result.path, fields, console, "best settings")
     console.print(f"page: {result.place}/{PAGE}", soft_wrap=True, markup=False)
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process holds the folder's lock."""
-    lock = folder / LOCK
-    if not lock.is_file():
-        return False
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

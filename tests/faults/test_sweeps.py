@@ -137,6 +137,51 @@ def test_ctrl_c_saves_the_trials_and_the_same_command_goes_on(tmp_path):
     assert any(record["resumed"] for record in inner)  # from a state, not from nothing
 
 
+def test_a_sweep_goes_on_after_its_own_ray_was_killed(tmp_path):
+    """The raylet, as by a system that is short of memory."""
+    command = [
+        *(sys.executable, "-m", "kdfm_ray", "sweep", f"{SMALL}:thresholds"),
+        *("--grid", "select.tau_select=0.1", "--train.steps", "200", "--asha", "off"),
+        *("--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")),
+    ]
+    lines = tmp_path / "out" / "trials.jsonl"
+    with (tmp_path / "log.txt").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            if lines.is_file() and lines.read_text().count('"validation"') >= 3:
+                break
+            time.sleep(0.1)
+        children = psutil.Process(process.pid).children(recursive=True)
+        (raylet,) = [each for each in children if each.name() == "raylet"]
+        raylet.kill()
+        assert process.wait(timeout=120) == 1
+    text = (tmp_path / "log.txt").read_text()
+    assert "Ray's processes on this machine ended" in text
+    assert "the same command goes on" in text
+    assert "Traceback" not in text
+    subprocess.run(command, check=True, capture_output=True)
+    rows = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
+    assert [row["status"] for row in rows] == ["finished"] * 4
+    inner = [json.loads(p.read_text()) for p in (tmp_path / "store/inner").glob("*/*/record.json")]
+    assert len(inner) == 4
+    assert any(record["resumed"] for record in inner)
+    assert len(list((tmp_path / "store/outer").iterdir())) == 2
+
+
+def test_the_smoke_sweep_of_a_newcomer(tmp_path):
+    places = ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
+    started = time.monotonic()
+    command = [sys.executable, "-m", "kdfm_ray", "sweep", "smoke", *places]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    seconds = time.monotonic() - started
+    rows = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
+    assert len(rows) == 8
+    assert {row["status"] for row in rows} <= {"finished", "stopped"}
+    assert len(list((tmp_path / "store/outer").iterdir())) == 2
+    assert "networks to train: 2 outer, 8 inner at most" in done.stdout
+    assert seconds < 240
+
+
 def die_after(finished, folder):
     """The sweep by command line SIGKILLed when so many trials are finished."""
     command = [sys.executable, "-m", "kdfm_ray", "sweep", f"{SMALL}:thresholds"]

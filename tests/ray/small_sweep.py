@@ -29,6 +29,13 @@ def sweep_of(**fields):
     return make_sweep(**({"name": "test", "base": BASE, "seeds": (0, 1)} | fields))
 
 
+def longer():
+    """Two trials with the outer network of ``thresholds``, and longer inner ones."""
+    inner = BASE.inner.model_copy(update={"steps": 150})
+    base = BASE.model_copy(update={"inner": inner})
+    return sweep_of(base=base, space={"inner.tau_inner": grid(0.6, 0.7)}, seeds=(0,))
+
+
 def thresholds():
     """Eight trials, half of which find nothing to trust."""
     space = {"select.tau_select": grid(0.1, 1.0), "inner.tau_inner": grid(0.5, 0.95)}

@@ -1,16 +1,22 @@
 """Sweeps in a real local Ray of two CPUs: sharing, processes that die, going on, refusals."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pyarrow.parquet as pq
 import pytest
-from small_sweep import sweep_of, thresholds
+import small_sweep
+from small_sweep import longer, sweep_of, thresholds
 
 import kdfm_ray as kdfm
-from kdfm_ray import grid
+from kdfm_ray import Asha, grid
 from kdfm_ray.store import Store
+from kdfm_ray.sweeps.ledger import TRIALS, Cells, Ledger, Record
+from kdfm_ray.sweeps.space import make_trials
 from kdfm_ray.types import UserError
 
 pytestmark = [
@@ -167,6 +173,56 @@ def test_trials_that_can_never_fit_are_refused_at_once(cluster, tmp_path, worker
         )
     assert str(workers) in str(error.value)
     assert count(tmp_path / "store", "outer") == 0
+
+
+def test_asha_stops_who_is_behind_and_the_next_one_starts(cluster, first, tmp_path):
+    """One at a time, after one that is recorded with accuracies that nobody reaches."""
+    folder, *_ = first
+    sweep = sweep_of(
+        space={"inner.tau_inner": grid(0.3, 0.4, 0.5)},
+        seeds=(0,),
+        asha=Asha(first=0.3),
+        max_concurrent=1,
+        results=tmp_path / "cells.jsonl",
+    )
+    best, *others = make_trials(sweep, sweep.settings())
+    cells, row = Cells(sweep.results, {}), {"val_accuracy": 1.0, "test_accuracy": 1.0}
+    curve = {10: 1.0, 20: 1.0, 30: 1.0}
+    assert cells.add(best, Record("finished", curve, 5.0, row, made=cells.made(best)))
+    result = kdfm.sweep(sweep, out=tmp_path / "out", store=str(folder / "store"), progress=False)
+    rows = [(row["status"], row["step"], row["seconds"]) for row in result.rows]
+    assert rows[0] == ("finished", 30, 5.0)
+    assert [row[:2] for row in rows[1:]] == [("stopped", 10)] * 2
+    lines = [json.loads(text) for text in (tmp_path / "out" / TRIALS).read_text().splitlines()]
+    told = [(line["trial"], line["event"]) for line in lines if line["event"] != "validation"]
+    assert told[1:] == [(trial.id, event) for trial in others for event in ("start", "end")]
+    assert count(folder / "store", "outer") == 2  # none was trained for it
+
+
+def test_a_sweep_goes_on_where_its_driver_was_killed(cluster, first, tmp_path):
+    folder, *_ = first
+    places = ["--out", str(tmp_path / "out"), "--store", str(folder / "store")]
+    name = f"{small_sweep.__file__}:longer"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdfm_ray", "sweep", name, *places],
+        env=os.environ | {"RAY_ADDRESS": cluster.get_runtime_context().gcs_address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    lines, until = tmp_path / "out" / TRIALS, time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < until:
+        if lines.is_file() and lines.read_text().count('"validation"') >= 2:
+            break
+        time.sleep(0.05)
+    process.kill()
+    output, _ = process.communicate()
+    cut = Ledger(tmp_path / "out").records
+    assert [record.status for record in cut.values()] == ["running"] * 2, output.decode()[-3000:]
+    result = kdfm.sweep(longer(), out=tmp_path / "out", store=str(folder / "store"), progress=False)
+    assert [row["status"] for row in result.rows] == ["finished"] * 2
+    store, keys = Store(str(folder / "store")), [record.inner for record in cut.values()]
+    assert all(store.find("inner", key).record()["resumed"] for key in keys)
+    assert count(folder / "store", "outer") == 2
 
 
 def test_nothing_is_left_on_the_cluster(cluster, first):

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdfm_ray import Asha, grid
+from kdfm_ray.config import Config, DataConfig, TrainConfig
 from kdfm_ray.report.page import report_page
+from kdfm_ray.sweeps.ledger import Record
+from kdfm_ray.sweeps.page import write_page
+from kdfm_ray.sweeps.results import summarize, trial_rows
+from kdfm_ray.sweeps.space import make_sweep, make_trials
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # The page in a frame, as chromium makes no window as narrow as a phone. What is wider than the
@@ -61,6 +67,50 @@ def browse(folder, document, width, height):
     }
     shot = Image.open(folder / "page.png").convert("RGB")
     return shot.crop((0, 0, width, height)), console, asked
+
+
+def sweep_page(folder):
+    """Of 24 settings and three seeds, of which some trials were stopped, and one failed."""
+    base = Config(
+        data=DataConfig(name="fashion_mnist", num_labels=100),
+        train=TrainConfig(steps=400, eval_every=50),
+    )
+    space = {
+        "select.tau_select": grid(0.5, 0.8, 0.95),
+        "inner.tau_inner": grid(0.8, 0.95),
+        "select.clusterer": grid("dec", "kmeans"),
+        "inner.loss": grid("ce", "sce"),
+    }
+    sweep = make_sweep(name="made_up", base=base, space=space, seeds=(0, 1, 2), asha=Asha())
+    trials, rng = make_trials(sweep, sweep.settings()), np.random.default_rng(0)
+    records = {}
+    for number, trial in enumerate(trials):
+        end = 0.66 + 0.02 * trial.seed + rng.normal(scale=0.01)
+        curve = {step: end - 0.3 * np.exp(-step / 100) for step in range(50, 401, 50)}
+        row = {"val_accuracy": end, "test_accuracy": end - 0.01, "outer_test_accuracy": 0.65}
+        row |= {"trusted_size": 30_000 + number, "trusted_precision": 0.85}
+        records[trial.id] = Record("finished", curve, 60.0, row, networks={"outer": "o"})
+        if number % 7 == 3:
+            cut = {step: score for step, score in curve.items() if step <= 100}
+            records[trial.id] = Record("stopped", cut, 20.0, networks={"outer": "o"})
+    records[trials[-1].id] = Record("failed", why="no <b>image</b> is trusted: " + "/deep" * 60)
+    rows = trial_rows(trials, records)
+    curves = {name: record.curve for name, record in records.items()}
+    saved = [
+        "saved by sharing outer networks: 27,600 updates (40%), about 12.3 minutes of training"
+    ]
+    write_page(folder, sweep, rows, summarize(rows, sweep.fields), curves, saved, over=True)
+    return (folder / "index.html").read_text()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_of_a_sweep_in_a_browser(tmp_path, width):
+    document = sweep_page(tmp_path)
+    shot, console, asked = browse(tmp_path / "browser", document, width, 5000)
+    assert console == [f"WIDTHS {width} true"], "it is wider than the window, or does not load"
+    assert asked == set()
+    pixels = np.asarray(shot)
+    assert (pixels.reshape(-1, 3).std(axis=0) > 5).all(), "the page is blank"
 
 
 @pytest.mark.parametrize("width", [1280, 390])

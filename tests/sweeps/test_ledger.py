@@ -1,12 +1,13 @@
 """What is kept of trials survives whatever cuts it short."""
 
+import dataclasses
 import json
 
 import pytest
 
-from kdfm_ray import grid
-from kdfm_ray.config import Config, DataConfig
-from kdfm_ray.sweeps.ledger import TRIALS, Cells, Ledger, append_line, take_cells
+from kdfm_ray import UserError, grid
+from kdfm_ray.config import Config, DataConfig, content_hash
+from kdfm_ray.sweeps.ledger import TRIALS, Cells, Ledger, append_line, give_cells, take_cells
 from kdfm_ray.sweeps.space import make_sweep, make_trials
 
 NETWORKS = {"outer": "abc"}
@@ -95,10 +96,12 @@ def test_finished_cells_count_elsewhere_by_config_and_seed(tmp_path):
     here.mkdir()
     there.mkdir()
     ledger, cells = Ledger(here), Cells(tmp_path / "r" / "cells.jsonl", {"torch": "2"})
+    cells.check()
     for trial in trials[:3]:
         ledger.start(trial.id, NETWORKS, "i")
         ledger.validation(trial.id, 10, 0.5, 1.0)
-        ledger.end(trial.id, "finished", row={"val_accuracy": 0.5}, seconds=2.0)
+        facts = {"row": {"val_accuracy": 0.5}, "seconds": 2.0, "made": cells.made(trial)}
+        ledger.end(trial.id, "finished", **facts)
         cells.add(trial, ledger.of(trial.id))
         cells.add(trial, ledger.of(trial.id))  # twice is once
     lines = (tmp_path / "r" / "cells.jsonl").read_text().splitlines()
@@ -114,6 +117,7 @@ def test_finished_cells_count_elsewhere_by_config_and_seed(tmp_path):
     assert [elsewhere.of(t.id).status for t in trials] == ["finished"] * 3 + ["waiting"]
     assert elsewhere.of(trials[0].id).curve == {10: 0.5}
     assert elsewhere.of(trials[0].id).networks == NETWORKS
+    assert elsewhere.of(trials[0].id).seconds == 2.0
     assert take_cells(elsewhere, Cells(tmp_path / "r" / "cells.jsonl", {}), trials) == 0
 
 
@@ -121,12 +125,81 @@ def test_cells_of_other_code_do_not_count(tmp_path, monkeypatch):
     from kdfm_ray import keys
 
     trials, path = trials_of(), tmp_path / "cells.jsonl"
-    ledger = Ledger(tmp_path)
-    ledger.end(trials[0].id, "finished", row={})
-    Cells(path, {}).add(trials[0], ledger.of(trials[0].id))
+    ledger, cells = Ledger(tmp_path), Cells(path, {})
+    ledger.end(trials[0].id, "finished", row={}, made=cells.made(trials[0]))
+    cells.add(trials[0], ledger.of(trials[0].id))
     assert Cells(path, {}).find(trials[0]) is not None
     monkeypatch.setitem(keys.VERSIONS, "inner", keys.VERSIONS["inner"] + 1)
     assert Cells(path, {}).find(trials[0]) is None
+
+
+def test_a_finished_cell_that_a_crash_kept_from_the_file_is_added_later(tmp_path, monkeypatch):
+    """Also one of before there was a file; but none that other code has made."""
+    from kdfm_ray import keys
+
+    trials, path = trials_of(), tmp_path / "cells.jsonl"
+    ledger, none = Ledger(tmp_path), Cells(None, {"torch": "2"})
+    ledger.end(trials[0].id, "finished", row={}, made=none.made(trials[0]), seconds=4.0)
+    ledger.end(trials[1].id, "stopped")
+    ledger.end(trials[2].id, "finished", row={}, elsewhere=True)
+    again = Ledger(tmp_path)
+    assert give_cells(again, Cells(path, {"torch": "3"}), trials) == 0
+    (line,) = [json.loads(text) for text in path.read_text().splitlines()]
+    assert line["config_hash"] == trials[0].config.hash()
+    assert (line["seconds"], line["versions"]) == (4.0, {"torch": "2"})  # that made it
+    assert give_cells(again, Cells(path, {}), trials) == 0
+    assert len(path.read_text().splitlines()) == 1
+
+    ledger.end(trials[3].id, "finished", row={})  # of a folder that does not say
+    monkeypatch.setitem(keys.VERSIONS, "inner", keys.VERSIONS["inner"] + 1)
+    assert give_cells(ledger, Cells(path, {}), trials) == 2
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_a_stage_that_came_later_counts_from_its_second_version_on_and_where_it_is_used(
+    tmp_path, monkeypatch
+):
+    from kdfm_ray import keys
+
+    with_it = [
+        dataclasses.replace(t, config=t.config.model_copy(update={"equal_compute": True}))
+        for t in trials_of()
+    ]
+    without = trials_of()[0].config
+    first = [keys.stages_hashes(config) for config in (with_it[0].config, without)]
+    assert first[0] == first[1]
+    assert first[0][0] == content_hash(keys.VERSIONS) == Cells(None, {}).made(with_it[0])["stages"]
+    monkeypatch.setitem(keys.LATER_VERSIONS, "longer", 2)
+    assert not set(keys.stages_hashes(with_it[0].config)) & set(first[0])
+    assert keys.stages_hashes(without) == first[0]
+
+
+def test_figures_of_before_count_as_long_as_networks_are_the_same(monkeypatch):
+    from kdfm_ray import keys
+
+    config = trials_of()[0].config
+    now, before = keys.stages_hashes(config)
+    assert before == "fc0a8a7cc0f5efb6"  # of the first results that were recorded
+    assert {name: keys.VERSIONS[name] for name in keys.FIGURES} == {
+        "tested": 2,
+        "evaluation": 3,
+        "pictures": 1,
+    }, "see EARLIER_FIGURES, then change this"
+    monkeypatch.setitem(keys.VERSIONS, "labels", keys.VERSIONS["labels"] + 1)
+    assert not set(keys.stages_hashes(config)) & {now, before}
+
+
+def test_a_file_of_results_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "folder", tmp_path / "file" / "cells.jsonl"):
+        with pytest.raises(UserError, match="cannot be used"):
+            Cells(path, {}).check()
+    path = tmp_path / "new" / "cells.jsonl"
+    Cells(path, {})
+    assert not path.exists()  # for whoever only reads
+    Cells(path, {}).check()
+    assert path.exists()
 
 
 def test_lines_are_appended_after_a_torn_one(tmp_path):

@@ -1,11 +1,14 @@
 """Settings from Optuna, in rounds."""
 
+import json
+
 import pytest
 
-from kdfm_ray import UserError, choice, loguniform, uniform
+from kdfm_ray import Asha, UserError, choice, loguniform, uniform
 from kdfm_ray.config import Config, DataConfig
-from kdfm_ray.sweeps.optuna_search import ROUND, Suggestions, corners
-from kdfm_ray.sweeps.space import make_sweep, make_trials
+from kdfm_ray.sweeps.ledger import KEPT
+from kdfm_ray.sweeps.optuna_search import ROUND, Suggestions, check_values
+from kdfm_ray.sweeps.space import make_sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 pytest.importorskip("optuna")
@@ -70,12 +73,63 @@ def test_lists_may_be_chosen_and_nothing_is_suggested_twice(tmp_path):
     assert sorted(found) == [(64, 32), (256, 128), (512,)]  # there are no more, samples or not
 
 
-def test_what_cannot_be_run_is_said_before_anything_is_suggested():
-    sweep = other(**{"inner.loss": choice("ce", "xx"), "train.learning_rate": loguniform(1, 2)})
-    with pytest.raises(UserError, match="xx"):
-        make_trials(sweep, corners(sweep))
-    ends = corners(other(**{"select.tau_select": uniform(0.5, 0.9), "inner.loss": choice("ce")}))
-    assert [setting["select.tau_select"] for setting in ends] == [0.5, 0.9]
+def test_values_that_can_never_be_run_are_said_before_anything_is_suggested():
+    space = {"inner.loss": choice("ce", "xx"), "train.learning_rate": loguniform(1, 2)}
+    with pytest.raises(UserError, match="xx") as error:
+        check_values(other(**space))
+    assert "learning_rate" not in str(error.value)
+    with pytest.raises(UserError, match=r"select.tau_select = 1.5"):
+        check_values(other(**{"select.tau_select": uniform(0.5, 1.5), "inner.loss": choice("ce")}))
+
+
+def crossed():
+    """Of four combinations one leaves ASHA no validation, whichever way the values are written."""
+    return other(**{"train.steps": choice(100, 400), "train.eval_every": choice(200, 50)}).changed(
+        asha=Asha()
+    )
+
+
+def test_values_of_which_some_combinations_can_be_run_are_fine():
+    check_values(crossed())
+
+
+def test_suggestions_that_cannot_be_run_are_replaced_by_others(tmp_path):
+    told, found = [], []
+    suggestions = Suggestions(crossed(), tmp_path, note=told.append)
+    while trials := suggestions.next_round([]):
+        found += [(t.values["train.steps"], t.values["train.eval_every"]) for t in trials]
+    assert sorted(set(found)) == [(100, 50), (400, 50), (400, 200)]
+    assert "1 suggestion cannot be run" in told[0]
+    assert "train.eval_every = 200 leaves none" in told[0]
+    again = Suggestions(crossed(), tmp_path)
+    assert len(again.next_round([])) == len(found)  # a seed each of three settings
+
+
+def test_suggestions_that_cannot_be_planned_are_not_kept(tmp_path):
+    sweep = other(**{"data.num_labels": choice(5, 100), "inner.loss": choice("ce", "sce")})
+    planned = []
+
+    def check(trials):
+        planned.append([trial.config.data.num_labels for trial in trials])
+        if trials[0].config.data.num_labels == 5:
+            raise UserError("5 labels for 10 classes")
+
+    suggestions = Suggestions(sweep, tmp_path, check)
+    found = suggestions.next_round([])
+    assert {trial.config.data.num_labels for trial in found} == {100}
+    assert len(planned) == 4  # each suggestion once, though Optuna makes some again and again
+    assert suggestions.next_round([]) == []
+    assert len(json.loads((tmp_path / KEPT).read_text())) == 1
+
+
+def test_where_nothing_can_be_planned_that_is_said_and_nothing_is_kept(tmp_path):
+    def check(trials):
+        raise UserError("no such images")
+
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"nothing that can be run.*no such images"):
+            Suggestions(SWEEP, tmp_path, check).next_round([])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_round_that_cannot_be_run_is_not_kept(tmp_path):

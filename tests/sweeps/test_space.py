@@ -90,12 +90,83 @@ def test_values_are_those_of_the_config_whatever_was_written():
             "train.steps takes no fractions",
         ),
         ({"space": {"data.num_labels": loguniform(10, 20)}, "samples": 2}, "use choice"),
+        ({"cases": ({"inner.los": "ce"},)}, "cases: inner.los is no config field"),
+        ({"cases": ({"seed": 1},)}, "cases: seed cannot be varied: give `seeds` instead"),
+        (
+            {"space": {"inner.loss": grid("ce")}, "cases": ({"inner.loss": "sce"},)},
+            "cases: inner.loss is in space, too",
+        ),
+        (
+            {
+                "space": {"select.tau_select": uniform(0, 1)},
+                "cases": ({"inner.loss": "sce"},),
+                "samples": 2,
+                "search": "optuna",
+            },
+            "search = optuna takes none",
+        ),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_refused(fields, told):
     with pytest.raises(UserError, match="the sweep has") as error:
         sweep_of(**fields)
     assert told in str(error.value)
+
+
+def pinned(**data):
+    """A base that a file of results goes with, but for what is given."""
+    train = BASE.train.model_copy(update={"precision": "fp32", "memory_format": "channels_last"})
+    return BASE.model_copy(update={"train": train, "data": BASE.data.model_copy(update=data)})
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"base": pinned(labeled="pets"), "space": {"inner.loss": grid("ce")}}, "data.labeled"),
+        ({"base": pinned(), "space": {"data.test": grid("a", "b")}}, "data.test"),
+        ({"base": pinned(), "cases": ({"model.pretrained": "w.pt"},)}, "w.pt"),
+        ({"base": pinned(), "space": {"model.pretrained": grid("no", "w.pt")}}, "w.pt"),
+    ],
+)
+def test_results_are_not_recorded_where_a_config_does_not_say_what_was_read(fields, told):
+    with pytest.raises(UserError, match="knows trials by their config") as error:
+        sweep_of(results="r.jsonl", **fields)
+    assert told in str(error.value)
+    assert str(error.value).startswith("the sweep has 1 mistake:")
+    sweep_of(**fields)
+    sweep_of(base=pinned(), space={"model.pretrained": grid("no", "yes")}, results="r.jsonl")
+
+
+def test_cases_meet_every_value_of_a_grid_and_leave_other_fields_as_in_the_base():
+    sweep = sweep_of(
+        space={"data.num_labels": grid(40, 100)},
+        cases=({"inner.init": "outer"}, {"inner.loss": "sce", "select.tau_select": 0.5}, {}),
+    )
+    assert sweep.fields == [*("data.num_labels", "inner.init", "inner.loss", "select.tau_select")]
+    rows = [tuple(setting.values()) for setting in sweep.settings()]
+    cases = [("outer", "ce", 0.8), ("auto", "sce", 0.5), ("auto", "ce", 0.8)]
+    assert rows == [(labels, *case) for labels in (40, 100) for case in cases]
+    trials = make_trials(sweep, sweep.settings())
+    assert len(trials) == 6 * 2
+    assert trials[2].config.inner.loss == "sce"
+    assert trials[2].config.select.tau_select == 0.5
+    assert sweep_of(cases=({"inner.loss": "sce"},)).settings() == [{"inner.loss": "sce"}]
+
+
+def test_cases_that_come_to_the_same_are_one_setting():
+    sweep = sweep_of(cases=({}, {"inner.loss": "ce"}, {"inner.loss": "sce"}))
+    assert [setting["inner.loss"] for setting in sweep.settings()] == ["ce", "sce"]
+
+
+def test_a_sweep_is_the_same_as_before_there_were_cases_and_later_fields():
+    """Folders of sweeps that were begun then go on."""
+    same = sweep_of(space={"inner.loss": grid("ce", "sce")}).same_as()
+    assert set(same) == {
+        *("name", "base", "space", "seeds", "search", "samples", "search_seed", "asha")
+    }
+    assert "equal_compute" not in same["base"]
+    assert "align" not in same["base"]["fixmatch"]
+    assert sweep_of(cases=({"inner.steps": 5},)).same_as()["cases"] == [{"inner.steps": 5}]
 
 
 def test_trials_that_cannot_run_are_all_told_at_once():
@@ -119,6 +190,11 @@ def test_optuna_without_validation_images_is_refused():
     sweep = sweep_of(base=base, space=space, search="optuna", samples=2)
     with pytest.raises(UserError, match=r"data.num_val = 0"):
         make_trials(sweep, [{"select.tau_select": 0.5}])
+
+
+def test_tables_run_every_cell_in_full():
+    assert load_sweep("table").asha is None
+    assert load_sweep("table_cpu").asha is None
 
 
 @pytest.mark.parametrize("name", SWEEPS)
