@@ -84,6 +84,22 @@ def test_nothing_of_aws_is_left_to_ray():
         assert asked["IamInstanceProfile"]["Name"].startswith("kdfm-")
 
 
+def test_the_script_for_aws_makes_what_the_file_asks_for():
+    script = (ROOT / "experiments" / "cluster" / "aws.sh").read_text()
+    text = (ROOT / "cluster.yaml").read_text()
+    (roles,) = [line.split() for line in re.findall(r"for role in (.+); do", script)]
+    for kind in load(ROOT / "cluster.yaml")["available_node_types"].values():
+        asked = kind["node_config"]
+        assert asked["IamInstanceProfile"]["Name"] in roles
+        assert f"{asked['ImageId']} $" in script  # what it prints
+        assert f"{asked['SecurityGroupIds'][0]} $group" in script
+    for parameter in re.findall(r"/aws/service/(\S+ami-id)", text):
+        assert f"$(image {parameter})" in script
+    assert len(re.findall(r"\$\(image ", script)) == 2
+    assert "/0" not in script  # nobody's door is opened to all
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_it_installs_the_project_with_its_pinned_versions(path):
     config = load(path)
