@@ -161,7 +161,7 @@ def _submit(arguments: list[str]) -> None:
         prog="kdfm submit [train|sweep] NAME|PRESET",
         description="Run kdfm train (or sweep) as a job of a Ray cluster; all other flags are "
         "theirs. A job that was stopped, or whose cluster was lost, goes on when the same command "
-        "is submitted again; one that still runs is only watched.",
+        "is submitted again; one that still runs is only watched, if its code is the same.",
         return_unknown_args=True,
     )
     if not command or command[0] not in ("train", "sweep"):
@@ -187,14 +187,15 @@ def _submitted_values(
         values = base_values(preset or None, None)
         return values, parse_flags(arguments, values)
     from experiments import load_sweep
+    from kdfm_ray.jobs.submit import check_results
     from kdfm_ray.sweeps.command import parse
     from kdfm_ray.sweeps.space import Sweep
 
     found = load_sweep(preset) if preset else None
     config = found.base if isinstance(found, Sweep) else found
     values = base_values(None, config)
-    _, rest = parse(arguments)
-    return values, parse_flags(rest, values)
+    flags, rest = parse(arguments)
+    return values, parse_flags(rest, values) + check_results(flags.results)
 
 
 def _predict(arguments: list[str]) -> None:

@@ -72,7 +72,7 @@ def upload() -> Finding:
 
     files = job_files("")
     size = sum(file.stat().st_size for file in files)
-    text = f"{len(files)} files, {size / MIB:.1f} MiB"
+    text = f"{len(files)} files, {size / MIB:.1f} MiB before they are compressed"
     if not files:
         return ok("upload", "nothing: this folder is no checkout, jobs use what the cluster has")
     if size > LARGE_UPLOAD:

@@ -1,18 +1,19 @@
 """``kdfm submit``: the same command line on a cluster, as a job.
 
-What the job needs of this machine's files travels with it: the code of a checkout, and a preset's
-file. Nothing else does, so a folder of images beside them is not uploaded by mistake.
+What the job needs of this machine's files travels with it, compressed: the code of a checkout, and
+a preset's file. Nothing else does, so a folder of images beside them is not uploaded by mistake.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import shlex
-import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from kdfm_ray.config import content_hash
 from kdfm_ray.types import RunFailed, UserError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"  # where `ray dashboard cluster.yaml` opens its tunnel
-CODE = {"kdfm_ray": ("*.py",), "experiments": ("*.py", "*.jsonl")}  # of a checkout
+CODE = ("kdfm_ray", "experiments")  # folders of a checkout, whose *.py travel
 TOKEN = Path("~/.ray/auth_token")
 ENVIRONMENT = {
     # `ray job stop` is then what Ctrl-C is here: networks save their state before they end.
@@ -30,7 +31,8 @@ ENVIRONMENT = {
     "RAY_JOB_STOP_WAIT_TIME_S": "120",
     "PYTHONUNBUFFERED": "1",
 }
-COMMAND = "kdfm_command"  # name of the job's metadata that tells one command from another
+# Names of the job's metadata that tell one command, and one state of the code, from another.
+COMMAND, FILES = "kdfm_command", "kdfm_files"
 POLL_SECONDS = 2.0
 
 
@@ -51,9 +53,12 @@ class Submission:
     wait: bool
 
     @property
-    def name(self) -> str:
-        """The same for the same command."""
-        return content_hash(list(self.command))
+    def metadata(self) -> dict[str, str]:
+        """What the job is told from others by: its command, and the files that travel with it."""
+        contents = {
+            file.as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in self.files
+        }
+        return {COMMAND: content_hash(list(self.command)), FILES: content_hash(contents)}
 
 
 def job_files(preset: str) -> list[Path]:
@@ -64,8 +69,7 @@ def job_files(preset: str) -> list[Path]:
     """
     found = []
     if is_checkout(Path()):
-        for folder, patterns in CODE.items():
-            found += [path for pattern in patterns for path in Path(folder).rglob(pattern)]
+        found += [path for folder in CODE for path in Path(folder).rglob("*.py")]
     file = preset.rpartition(":")[0]
     if file:
         path = Path(file)
@@ -113,30 +117,44 @@ def check_places(values: dict[str, Any], store: str | None) -> list[str]:
     return problems
 
 
+def check_results(results: str) -> list[str]:
+    """The mistake, if it is one, in a sweep's ``--results``: a file of finished cells, or none."""
+    if results in ("", "none") or results.startswith(("/", "~")):
+        return []
+    return [
+        f"results = {results}: files of results do not travel, and the job's own folder is thrown "
+        "away: give the whole path of a file in a folder that all nodes share, or none"
+    ]
+
+
 def submit(submission: Submission, say: Callable[[str], None]) -> None:
-    """Submit, unless the same command runs there already; show its output until it ends.
+    """Submit, unless the same runs there already; show its output until it ends.
 
     Raises:
-        UserError: no cluster answers, or it does not let us in.
+        UserError: no cluster answers, it does not let us in, or the same command runs there with
+            other code.
         RunFailed: the job failed or was stopped.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
     client = _connect(submission.address)
-    job = _running(client, submission.name)
+    metadata = submission.metadata
+    job = _running(client, metadata, submission.address)
     if job:
-        say(f"the same command runs there already, as {job}")
+        say(f"the same command runs there already, with the same code, as {job}")
     else:
         with tempfile.TemporaryDirectory() as folder:
-            size = _gather(submission.files, Path(folder))
             environment: dict[str, Any] = {"env_vars": dict(ENVIRONMENT)}
+            sent = ""
             if submission.files:
-                environment["working_dir"] = folder
+                archive = Path(folder) / "kdfm.zip"
+                size = pack(submission.files, archive)
+                environment["working_dir"] = str(archive)
+                sent = f", with {len(submission.files)} files ({size / 1000:.0f} KB)"
             job = client.submit_job(
                 entrypoint=shlex.join(["python", "-m", "kdfm_ray", *submission.command]),
                 runtime_env=environment,
-                metadata={COMMAND: submission.name},
+                metadata=metadata,
             )
-        sent = f", with {len(submission.files)} files ({size / 1000:.0f} KB)" if size else ""
         say(f"submitted as {job}{sent}")
     where = f"--address {submission.address} {job}"
     say(f"its output: ray job logs --follow {where}")
@@ -180,21 +198,40 @@ def _has_token() -> bool:
     return TOKEN.expanduser().is_file() or any(name in os.environ for name in given)
 
 
-def _running(client: Any, name: str) -> str:
-    """The id of a job that does the same and has not ended."""
+def _running(client: Any, metadata: dict[str, str], address: str) -> str:
+    """The id of a job that does the same and has not ended, or nothing.
+
+    Raises:
+        UserError: one has the same command and other code.
+    """
     for job in client.list_jobs():
-        if (job.metadata or {}).get(COMMAND) == name and not job.status.is_terminal():
-            return str(job.submission_id)
+        theirs = job.metadata or {}
+        if theirs.get(COMMAND) != metadata[COMMAND] or job.status.is_terminal():
+            continue
+        name = str(job.submission_id)
+        if theirs.get(FILES) != metadata[FILES]:
+            raise UserError(
+                f"the same command runs there already, with other code than this folder's, as "
+                f"{name}: stop it (`ray job stop --address {address} {name}`; its state is saved) "
+                "and submit again, which goes on with the new code, or only watch it: "
+                f"`ray job logs --follow --address {address} {name}`"
+            )
+        return name
     return ""
 
 
-def _gather(files: Sequence[Path], folder: Path) -> int:
-    """Copy them into ``folder``; returns their size in bytes."""
-    for file in files:
-        target = folder / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
-    return sum(file.stat().st_size for file in files)
+def pack(files: Sequence[Path], archive: Path) -> int:
+    """Write ``files`` into a compressed zip; returns its size in bytes.
+
+    Ray would send a folder as it is. Equal files make equal zips, which Ray sends only once.
+    """
+    with zipfile.ZipFile(archive, "w") as writer:
+        for file in sorted(files):
+            entry = zipfile.ZipInfo(file.as_posix())  # without a date
+            entry.external_attr = 0o644 << 16
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            writer.writestr(entry, file.read_bytes(), compresslevel=9)
+    return archive.stat().st_size
 
 
 async def _follow(client: Any, job: str) -> None:

@@ -4,7 +4,8 @@
 
 It does what docs/cluster.md says for machines of one's own, with one machine that is both laptop
 and head: an sshd of its own on loopback, experiments/cluster/local.yaml with the changes that one
-shared machine needs, `ray up`, the tunnel of `ray dashboard`, `ray job submit` of digits.
+shared machine needs, `ray up`, the tunnel of `ray dashboard`, digits by `ray job submit` and by
+`kdfm submit`.
 Keys, token, home folders, ports and logs are made for it in a temporary folder. It runs neither
 `ray stop` nor `ray down`, which signal every Ray process of the machine: at its end it ends the
 processes that it started, by their ids.
@@ -151,6 +152,9 @@ class Demo:
         ]
         # Without `ray stop`, and on ports that are free.
         start = next(each for each in config["head_start_ray_commands"] if "ray start" in each)
+        # The only machine: it has to compute, too.
+        assert " --num-cpus=0" in start
+        start = start.replace(" --num-cpus=0", "")
         flags = {
             "--port": "gcs",
             "--dashboard-port": "dashboard",
@@ -215,6 +219,7 @@ class Demo:
         return {
             "HOME": str(self.folder / "laptop"),
             "PATH": ":".join(map(str, path)),
+            "PYTHONPATH": str(ROOT),  # this project's kdfm, wherever the environment's is from
             "TMPDIR": str(self.folder / "tmp-laptop"),
             "RAY_TMPDIR": str(self.folder / "tmp-laptop"),
             "RAY_AUTH_MODE": "token",
@@ -324,57 +329,83 @@ class Demo:
 
     def submits_stops_and_goes_on(self) -> None:
         """The digits preset, stopped on its way; again, to its end; again, with nothing to do."""
-        at = ["--address", self.dashboard, "--log-style", "pretty", "--log-color", "false"]
-        store, run, again = (self.folder / name for name in ("store", "run", "run-again"))
+        plain = ["--log-style", "pretty", "--log-color", "false"]
+        at = ["--address", self.dashboard, *plain]
+        store, run = self.folder / "store", self.folder / "run"
         command = [*KDFM, "--train.steps", str(STEPS), "--train.eval-every", str(STEPS // 2)]
-        command += ["--store", str(store), "--out"]
+        command += ["--store", str(store)]
 
-        def submit(name: str, out: Path, *flags: str) -> str:
+        def submit(name: str, *flags: str) -> None:
             first = ["ray", "job", "submit", *at, "--working-dir", ".", "--submission-id", name]
             first += ["--runtime-env-json", PATIENT]
-            return self.run(*first, *flags, "--", *command, str(out))
+            self.run(*first, *flags, "--", *command, "--out", str(run))
 
-        submit("first", run, "--no-wait")
+        submit("first", "--no-wait")
         # A saved state of the outer network, which is not finished: now is the time to stop.
         wait_for(lambda: any(store.glob("states/outer/*/*/manifest.json")), "a saved state")
-        self._print_upload()
+        by_ray = self._print_upload(set(), 1_500_000)
         assert "was stopped" in self.run("ray", "job", "stop", *at, "first")
         assert "was stopped" in self.run("ray", "job", "status", *at, "first")
         self.run("ray", "job", "logs", *at, "first")
 
-        submit("second", run)
+        submit("second")
         assert "succeeded" in self.run("ray", "job", "status", *at, "second")
         assert "KD-FixMatch" in self.run("ray", "job", "logs", *at, "second", show=False)
         resumed = json.loads((run / "report.json").read_text())["resumed"]
         print(f"networks that went on, and after which update: {resumed}")
         assert resumed["outer"]
 
-        # Another run folder: the store is enough to write it.
-        assert "reused" in submit("third", again)
+        # No run folder is given: it is in the store, which has all that it is written from.
+        text = self.run("kdfm", "submit", *command[1:], "--address", self.dashboard)
+        assert "reused" in text
+        third, size = self._told(text)
+        assert size < 500
+        self._print_upload(by_ray, 1_500_000)
+        (again,) = (store / "runs").iterdir()
+        files = sorted(path.name for path in again.iterdir())
+        print(f"{again.relative_to(self.folder)}: {', '.join(files)}")
         for name in ("model.safetensors", "split.npz"):
             assert (again / name).read_bytes() == (run / name).read_bytes(), name
+        self._print_ends(at, {"first": "STOPPED", "second": "SUCCEEDED", third: "SUCCEEDED"})
+
+    def _told(self, text: str) -> tuple[str, int]:
+        """The id that `kdfm submit` tells, and the KB that it has sent."""
+        found = re.search(r"submitted as (\S+), with \d+ files \((\d+) KB\)", text)
+        assert found is not None, text
+        return found[1], int(found[2])
+
+    def _print_ends(self, at: list[str], jobs: dict[str, str]) -> None:
+        """What became of all jobs, by `ray job list`."""
         listed = self.run("ray", "job", "list", *at, show=False)
-        for name, status in {
-            "first": "STOPPED",
-            "second": "SUCCEEDED",
-            "third": "SUCCEEDED",
-        }.items():
+        for name, status in jobs.items():
             details = listed.partition(f"submission_id='{name}'")[2]
             found = re.search(r"JobStatus\.(\w+)|status='(\w+)'", details)
             assert found is not None, listed
             print(f"  {name}: {found[1] or found[2]}")
             assert status in found.groups()
 
-    def _print_upload(self) -> None:
-        """What `--working-dir .` has brought to the head: as it is unpacked there."""
+    def _print_upload(self, known: set[Path], most: int) -> set[Path]:
+        """What a job has brought to the head, as it is unpacked there.
+
+        Args:
+            known: folders that other jobs have brought.
+            most: bytes that it may have.
+
+        Returns:
+            The folders of all jobs so far.
+        """
         found = (self.folder / "tmp-head").glob("**/runtime_resources/working_dir_files/*/")
-        (code,) = {path.resolve() for path in found}  # one of the session, and a link to it
+        folders = {path.resolve() for path in found}  # one of the session, and a link to it
+        (code,) = folders - known
         # What Python has compiled there since was not uploaded.
         files = [path for path in code.rglob("*") if path.is_file() and path.suffix != ".pyc"]
         size = sum(path.stat().st_size for path in files)
         inside = sorted(path.name for path in code.iterdir())
-        print(f"\nuploaded: {len(files)} files, {size / 1e6:.1f} MB: {', '.join(inside)}")
-        assert not {".git", ".venv", "runs", "store"} & set(inside)
+        print(f"\non the head: {len(files)} files, {size / 1e6:.2f} MB: {', '.join(inside)}")
+        assert size < most
+        assert "kdfm_ray" in inside
+        assert not {".git", ".venv", "runs", "store", "tests", "docs"} & set(inside)
+        return folders
 
     def processes(self) -> list[psutil.Process]:
         """What lives of this demo: whoever has its folder in command or environment, and theirs.

@@ -38,6 +38,7 @@ def test_it_runs_nothing_that_ends_the_processes_of_others(tmp_path, monkeypatch
     written = Path(demo.cluster_file).read_text()
     assert "ray stop" not in written
     assert "ray start --head" in " ".join(written.split())
+    assert "--num-cpus=0" not in written  # it is the only machine
     source = Path(ray_up.__file__).read_text().partition('"""\n\nfrom')[2]
     for words in ('"ray", "stop"', '"ray", "down"', "pkill", "killall"):
         assert words not in source

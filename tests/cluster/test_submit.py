@@ -1,14 +1,21 @@
 """``kdfm submit``: what travels, what is refused here, and what becomes of the job."""
 
 import json
+import os
+import shlex
+import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from kdfm_ray.cli import main
 from kdfm_ray.jobs import submit as module
-from kdfm_ray.jobs.submit import COMMAND, Submission, job_files, submit
+from kdfm_ray.jobs.submit import Submission, job_files, pack, submit
 from kdfm_ray.types import RunFailed, UserError
+
+ROOT = Path(__file__).parent.parent.parent
+KB = 1000
 
 
 class Status(str):
@@ -28,15 +35,10 @@ class Client:
         return self.jobs
 
     def submit_job(self, **job):
-        from pathlib import Path
-
-        folder = Path(job["runtime_env"].get("working_dir", "/nowhere"))
-        self.files = {
-            path.relative_to(folder).as_posix(): path.read_text()
-            for path in folder.rglob("*")
-            if path.is_file()
-        }
-        self.seen = job
+        self.files, self.seen = {}, job
+        if "working_dir" in job["runtime_env"]:
+            with zipfile.ZipFile(job["runtime_env"]["working_dir"]) as archive:
+                self.files = {name: archive.read(name).decode() for name in archive.namelist()}
         return "raysubmit_1"
 
     async def tail_job_logs(self, job):
@@ -78,16 +80,14 @@ def checkout(tmp_path, monkeypatch):
 
 def test_the_code_of_a_checkout_travels_and_nothing_else(client, checkout, capsys):
     assert main(["submit", "digits", "--store", "s3://bucket/kdfm", "--train.steps", "7"]) == 0
-    assert set(client.files) == {
-        *("kdfm_ray/__init__.py", "experiments/mine.py", "experiments/results/a.jsonl")
-    }
+    assert client.files == {"kdfm_ray/__init__.py": "code", "experiments/mine.py": "preset"}
     command = "python -m kdfm_ray train digits --store s3://bucket/kdfm --train.steps 7"
     assert client.seen["entrypoint"] == command
     environment = client.seen["runtime_env"]["env_vars"]
     assert environment["RAY_JOB_STOP_SIGNAL"] == "SIGINT"
     assert not any("KEY" in name or "TOKEN" in name for name in environment)  # all would see them
     shown = capsys.readouterr().out
-    assert "submitted as raysubmit_1, with 3 files" in shown
+    assert "submitted as raysubmit_1, with 2 files (0 KB)" in shown
     assert "ray job stop --address http://127.0.0.1:8265 raysubmit_1" in shown
     assert "output of raysubmit_1" in shown
 
@@ -113,22 +113,80 @@ def test_a_sweep(client, tmp_path, monkeypatch):
     assert client.seen["entrypoint"] == command
 
 
-def test_the_same_command_is_watched_where_it_runs_and_begun_where_it_ended(client):
+def job_of(submission, status, name):
+    metadata = None if submission is None else submission.metadata
+    return SimpleNamespace(metadata=metadata, status=Status(status), submission_id=name)
+
+
+def test_the_same_is_watched_where_it_runs_and_begun_where_it_ended(client, checkout):
     say = []
-    once = Submission(["train", "digits"], [], "http://x", wait=False)
-    metadata = {COMMAND: once.name}
-    ended = SimpleNamespace(metadata=metadata, status=Status("STOPPED"), submission_id="old")
-    other = SimpleNamespace(metadata=None, status=Status("RUNNING"), submission_id="else")
-    client.jobs = [ended, other]
+    once = Submission(["train", "digits"], job_files(""), "http://x", wait=False)
+    other = Submission(["train", "digits", "--seed", "1"], job_files(""), "http://x", wait=False)
+    client.jobs = [job_of(once, "STOPPED", "old"), job_of(None, "RUNNING", "else")]
+    client.jobs += [job_of(other, "RUNNING", "seed")]
     submit(once, say.append)
-    assert client.seen["metadata"] == metadata
+    assert client.seen["metadata"] == once.metadata
     client.seen = None
-    client.jobs += [
-        SimpleNamespace(metadata=metadata, status=Status("RUNNING"), submission_id="now")
-    ]
+    client.jobs += [job_of(once, "RUNNING", "now")]
     submit(once, say.append)
     assert client.seen is None
-    assert "the same command runs there already, as now" in say
+    assert "the same command runs there already, with the same code, as now" in say
+
+
+def test_the_same_command_with_other_code_is_refused_while_it_runs(client, checkout):
+    """It would be told that its new code runs, or two jobs would do the same work."""
+    before = Submission(["train", "digits"], job_files(""), "http://x", wait=False)
+    client.jobs = [job_of(before, "RUNNING", "now")]
+    (checkout / "kdfm_ray" / "__init__.py").write_text("other code")
+    now = Submission(["train", "digits"], job_files(""), "http://x", wait=False)
+    with pytest.raises(UserError, match="with other code than this folder's, as now: stop it"):
+        submit(now, lambda text: None)
+    assert client.seen is None
+    (job,) = client.jobs
+    job.status = Status("STOPPED")
+    submit(now, lambda text: None)
+    assert client.files["kdfm_ray/__init__.py"] == "other code"
+
+
+def test_what_travels_is_a_few_hundred_kb_and_arrives_whole(tmp_path, monkeypatch):
+    """Of this project: the zip of `kdfm submit`, unpacked by Ray itself."""
+    from ray._private.runtime_env.packaging import get_uri_for_package, unzip_package
+
+    monkeypatch.chdir(ROOT)
+    files = job_files("digits")
+    archive, again = tmp_path / "a.zip", tmp_path / "b.zip"
+    size = pack(files, archive)
+    assert size == archive.stat().st_size
+    assert 100 * KB < size < 500 * KB
+    os.utime(files[0])
+    pack(files[::-1], again)
+    assert get_uri_for_package(archive) == get_uri_for_package(again)  # sent once
+    target = tmp_path / "there"
+    unzip_package(str(archive), str(target), remove_top_level_directory=False, unlink_zip=False)
+    arrived = {each.relative_to(target) for each in target.rglob("*") if each.is_file()}
+    assert arrived == set(files)
+    assert {Path("kdfm_ray/__main__.py"), Path("experiments/digits.py")} <= arrived
+    assert all((target / file).read_bytes() == file.read_bytes() for file in files)
+
+
+def test_ray_leaves_here_what_jobs_do_without(tmp_path, monkeypatch):
+    """`ray job submit --working-dir .`, by .gitignore and .rayignore; Ray does not compress it."""
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import create_package
+
+    monkeypatch.chdir(ROOT)
+    archive = tmp_path / "a.zip"
+    excludes = get_runtime_env_default_excludes()
+    create_package(".", archive, include_gitignore=True, excludes=excludes)
+    assert archive.stat().st_size < 1500 * KB
+    with zipfile.ZipFile(archive) as packed:
+        sent = {Path(name) for name in packed.namelist()}
+    needed = {file for file in job_files("digits") if "peers" not in file.parts}
+    assert needed <= sent
+    ours = {"tests", "docs", "cluster.yaml", "constraints.txt", "README.md", ".ci", ".gitignore"}
+    assert not ours & {file.parts[0] for file in sent}
+    below = {file.parts[1] for file in sent if file.parts[0] == "experiments"}
+    assert not below & {"results", "peers", "cluster", "LOG.md"}
 
 
 @pytest.mark.parametrize("end", ["FAILED", "STOPPED"])
@@ -159,6 +217,18 @@ def test_mistakes_are_told_before_anything_is_sent(client, capsys, monkeypatch, 
     assert "user:pass" not in shown
 
 
+def test_a_file_of_results_that_the_job_would_not_have(client, capsys):
+    flags = ["--store", "s3://b", "--no-wait", "--results"]
+    assert main(["submit", "sweep", "smoke", *flags, "experiments/results/x.jsonl"]) == 2
+    assert "results = experiments/results/x.jsonl: files of results do not travel" in (
+        capsys.readouterr().err
+    )
+    assert client.seen is None
+    for place in ("none", "/shared/x.jsonl"):
+        assert main(["submit", "sweep", "smoke", *flags, place]) == 0
+        assert place in shlex.split(client.seen["entrypoint"])
+
+
 def test_folders_of_the_cluster_need_not_be_here(client):
     flags = ["--data.labeled", "/cluster/a", "--data.unlabeled", "/cluster/b", "--store", "/c"]
     assert main(["submit", *flags, "--no-wait"]) == 0
@@ -180,5 +250,6 @@ def test_nobody_listens(monkeypatch, capsys):
     assert "no Ray cluster answers at http://127.0.0.1:9" in capsys.readouterr().err
 
 
-def test_metadata_is_json():
-    assert json.dumps(Submission(["train"], [], "http://x", wait=True).name)
+def test_metadata_is_text_as_ray_asks_for():
+    metadata = Submission(["train"], [], "http://x", wait=True).metadata
+    assert all(isinstance(text, str) for text in json.loads(json.dumps(metadata)).values())
