@@ -132,6 +132,34 @@ class Store:
                 f"the store {self.root} does not show what was just written: give another"
             )
 
+    @contextlib.contextmanager
+    def mark(self, name: str) -> Iterator[None]:
+        """Have a small file in the root during the block, for other nodes to look at."""
+        path = f"{self._prefix}/{name}" if self.remote else f"{self.root}/{name}"
+        try:
+            if self.remote:
+                self._fs.makedirs(self._prefix, exist_ok=True)
+                self._fs.pipe_file(path, name.encode())
+            else:
+                Path(path).write_text(name)
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                self._fs.rm_file(path) if self.remote else Path(path).unlink()
+
+    def sees(self, name: str) -> bool:
+        """Whether the file of ``mark`` is seen from here, as it was written.
+
+        Raises:
+            OSError: it is not known.
+        """
+        try:
+            if self.remote:
+                return bool(self._fs.cat_file(f"{self._prefix}/{name}") == name.encode())
+            return Path(self.root, name).read_text() == name
+        except FileNotFoundError:
+            return False
+
     def find(self, stage: str, key: str) -> Artifact | None:
         """The complete artifact of a stage, or ``None``."""
         manifest = self._read_manifest(stage, key)
