@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import errno
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+if TYPE_CHECKING:
+    import pyarrow.fs
 
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs")  # no folders; makedirs would make a missing bucket
 
@@ -51,6 +54,20 @@ def create(files: Any, path: str, data: bytes) -> bool:
                 raise
     files.pipe_file(path, data)
     return True
+
+
+def arrow_place(url: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
+    """A URI (or folder) for a library that writes by pyarrow: the path, and its file system.
+
+    pyarrow knows few kinds of URIs itself, and asks for credentials and endpoints in ways of its
+    own. So it goes through fsspec, as everything else of ours. ``None``: this machine's files.
+    """
+    import pyarrow.fs
+
+    files, path = fsspec.url_to_fs(url, use_listings_cache=False)
+    if isinstance(files, LocalFileSystem):
+        return path, None
+    return path, pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(files))
 
 
 class _Remote:

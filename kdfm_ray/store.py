@@ -6,12 +6,13 @@ is written last, so a crash leaves an attempt that nobody reads. The first manif
 run that computed the same stage reads the first one's files.
 
 ``ROOT`` is a local (or shared) folder, or a URI of any fsspec file system. Files of a URI are
-copied once to a node's own cache when they are read.
+copied to a node's own cache when they are first read: once, however many processes read them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -130,6 +131,34 @@ class Store:
             raise UserError(
                 f"the store {self.root} does not show what was just written: give another"
             )
+
+    @contextlib.contextmanager
+    def mark(self, name: str) -> Iterator[None]:
+        """Have a small file in the root during the block, for other nodes to look at."""
+        path = f"{self._prefix}/{name}" if self.remote else f"{self.root}/{name}"
+        try:
+            if self.remote:
+                self._fs.makedirs(self._prefix, exist_ok=True)
+                self._fs.pipe_file(path, name.encode())
+            else:
+                Path(path).write_text(name)
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                self._fs.rm_file(path) if self.remote else Path(path).unlink()
+
+    def sees(self, name: str) -> bool:
+        """Whether the file of ``mark`` is seen from here, as it was written.
+
+        Raises:
+            OSError: it is not known.
+        """
+        try:
+            if self.remote:
+                return bool(self._fs.cat_file(f"{self._prefix}/{name}") == name.encode())
+            return Path(self.root, name).read_text() == name
+        except FileNotFoundError:
+            return False
 
     def find(self, stage: str, key: str) -> Artifact | None:
         """The complete artifact of a stage, or ``None``."""
@@ -266,29 +295,47 @@ class Store:
         return json.loads(text)
 
     def _mirror(self, stage: str, key: str, manifest: dict[str, Any]) -> Path:
-        """Copy the files to this node's cache, once."""
+        """Copy the files to this node's cache: once, whoever else asks for them meanwhile."""
         cache = Path("~/.cache/kdfm_ray/mirror").expanduser()
         here = hashlib.sha256(self.root.encode()).hexdigest()[:16]
         target = cache / here / stage / key / manifest["attempt"]
-        if target.is_dir():
-            if _damage(target, manifest) is None:
-                return target
-            shutil.rmtree(target)  # somebody has tidied up in there
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if not _is_whole(target, manifest):
+            with _alone(target):
+                if not _is_whole(target, manifest):  # else another was faster
+                    shutil.rmtree(target, ignore_errors=True)  # somebody has tidied up in there
+                    self._fetch(target, f"{stage}/{key}/{manifest['attempt']}", manifest)
+        return target
+
+    def _fetch(self, target: Path, attempt: str, manifest: dict[str, Any]) -> None:
+        """Copy an attempt's files to the folder ``target``, which appears when all are there."""
         temporary = Path(tempfile.mkdtemp(dir=target.parent))
         try:
             for name in manifest["files"]:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                source = f"{self._prefix}/{stage}/{key}/{manifest['attempt']}/{name}"
                 with contextlib.suppress(FileNotFoundError):  # is reported below
-                    self._fs.get_file(source, str(temporary / name))
-            there = f"{self.root}/{stage}/{key}"
-            _check_files(temporary, manifest, of=f"{there}/{manifest['attempt']}", hashes=True)
-            with contextlib.suppress(OSError):  # another process of this node was first
+                    self._fs.get_file(f"{self._prefix}/{attempt}/{name}", str(temporary / name))
+            _check_files(temporary, manifest, of=f"{self.root}/{attempt}", hashes=True)
+            with contextlib.suppress(OSError):  # a file system without locks: another was first
                 temporary.rename(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return target
+
+
+def _is_whole(folder: Path, manifest: dict[str, Any]) -> bool:
+    return folder.is_dir() and _damage(folder, manifest) is None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which need not be there, against all threads and processes.
+
+    A process that ends in whatever way gives it back.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: work done twice is all
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _make_folder(path: Path) -> None:

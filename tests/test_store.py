@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import subprocess
+import sys
+import threading
 
 import pytest
 from fuse import Crash, Fuse
@@ -110,6 +113,70 @@ def test_damage_on_the_way_from_a_uri_is_found(tmp_path, monkeypatch):
     file.write_text("HELLO")  # the same size
     with pytest.raises(UserError, match="damaged"):
         _ = store.find("outer", "k1").path
+
+
+READER = """
+import sys, time
+from fsspec.implementations.local import LocalFileSystem
+from kdfm_ray.store import Store
+
+get = LocalFileSystem.get_file
+def noting(self, source, target, **more):
+    with open(sys.argv[2], "a") as file:
+        file.write(source + chr(10))
+    time.sleep(0.2)
+    get(self, source, target, **more)
+LocalFileSystem.get_file = noting
+artifact = Store(sys.argv[1]).find("outer", "k1")
+print("ready", flush=True)
+sys.stdin.readline()
+print((artifact.path / "sub" / "data.txt").read_text())
+"""
+
+
+def test_processes_fetch_each_file_once(tmp_path, monkeypatch):
+    """Three processes at once, two files."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "store").mkdir()
+    store, fetched = Store(f"file://{tmp_path / 'store'}"), tmp_path / "fetched.txt"
+    write(store)
+    command = [sys.executable, "-c", READER, store.root, str(fetched)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    readers = [subprocess.Popen(command, **pipes) for _ in range(3)]
+    assert [reader.stdout.readline() for reader in readers] == ["ready\n"] * 3
+    for reader in readers:
+        reader.stdin.write("go\n")
+        reader.stdin.flush()
+    assert [reader.communicate()[0] for reader in readers] == ["hello\n"] * 3
+    names = [line.rpartition("/")[2] for line in fetched.read_text().splitlines()]
+    assert sorted(names) == ["data.txt", "record.json"]
+
+
+def test_threads_fetch_each_file_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "store").mkdir()
+    store, fetched = Store(f"file://{tmp_path / 'store'}"), []
+    write(store)
+    get = type(store._fs).get_file
+    together = threading.Barrier(4)
+
+    def noting(self, source, target, **more):
+        fetched.append(source.rpartition("/")[2])
+        get(self, source, target, **more)
+
+    def read():
+        together.wait()
+        found.append((artifact.path / "sub" / "data.txt").read_text())
+
+    monkeypatch.setattr(type(store._fs), "get_file", noting)
+    artifact, found = store.find("outer", "k1"), []
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == ["hello"] * 4
+    assert sorted(fetched) == ["data.txt", "record.json"]
 
 
 def test_a_newer_format_is_refused(tmp_path):

@@ -25,7 +25,7 @@ from kdfm_ray.jobs.interrupts import hear_interrupts
 from kdfm_ray.jobs.room import room_now, wait_for_room
 from kdfm_ray.jobs.session import Session, quiet_libraries, start_beside_driver
 from kdfm_ray.models.numerics import Numerics
-from kdfm_ray.remote import open_files
+from kdfm_ray.remote import arrow_place, open_files
 from kdfm_ray.store import Store
 from kdfm_ray.types import Emit, Role, RunFailed, Stopped, UserError
 
@@ -240,6 +240,7 @@ class Crew:
         from ray.train.torch import TorchConfig, TorchTrainer
 
         session, storage = self._session, notes_folder(self._session, self._store)
+        path, files = arrow_place(storage)
         trainer = TorchTrainer(
             _work,
             train_loop_config={
@@ -256,10 +257,12 @@ class Crew:
                 resources_per_worker=(
                     None if session.use_gpu else {"CPU": session.cpus_per_worker}
                 ),
+                placement_strategy="PACK",  # on few nodes: gradients pass between fewer of them
             ),
             run_config=RunConfig(
                 name=name,
-                storage_path=storage,
+                storage_path=path,
+                storage_filesystem=files,
                 # Workers that are started again go on from the network's saved state. Machines
                 # that are taken away are nobody's fault, and counted apart (no limit).
                 failure_config=FailureConfig(
@@ -273,8 +276,8 @@ class Crew:
             trainer.fit()
         finally:
             with contextlib.suppress(Exception):  # what Ray keeps: nothing that the store lacks
-                files, folder = open_files(f"{storage}/{name}")
-                files.rm(folder, recursive=True)
+                notes, folder = open_files(f"{storage}/{name}")
+                notes.rm(folder, recursive=True)
 
 
 def _how_many(session: Session) -> int | tuple[int, int]:

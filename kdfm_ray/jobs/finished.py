@@ -97,6 +97,13 @@ class FinishedRun:
             named = None
         return str(named or default_root())
 
+    def gpus_per_actor(self) -> float:
+        """Share of a GPU that an actor has, as ``label.gpus_per_actor`` of the run; else 1."""
+        try:
+            return Config.from_yaml(self.path / "config.yaml").label.gpus_per_actor
+        except (OSError, UserError):
+            return 1.0
+
     def val_index(self) -> np.ndarray:
         """Positions of the validation images, int64 ``[n]``."""
         return Split.load(self.path / "split.npz").val_index

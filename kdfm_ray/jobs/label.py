@@ -213,21 +213,26 @@ def _label_by_job(
     context.enable_progress_bars = False  # the live view has its own
     context.max_errored_blocks = 0  # a lost block would be lost labels
     # Actors write their files themselves: nothing but shard bounds passes through Ray, and no
-    # other task competes with actors that hold all CPUs. Ray Data spreads actors over the nodes.
-    cpus = session.cpus_to_ask(session.cpus_per_worker)
-    resources: dict[str, Any] = {"num_gpus": gpus} if session.use_gpu else {"num_cpus": cpus}
-    done = (
-        ray.data.from_items(shards, override_num_blocks=len(shards))
-        .map_batches(
-            Labeler,
-            fn_constructor_args=(task, session.emit),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(actors, len(shards))),
-            **resources,
-        )
-        .take_all()
+    # other task competes with actors that hold all CPUs.
+    labeled = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
+        Labeler,
+        fn_constructor_args=(task, session.emit),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(shards))),
+        **actor_resources(session, gpus),
     )
+    done = session.watching(session.actor_need, labeled.take_all)
     assert len(done) == len(shards), (len(done), len(shards))
+
+
+def actor_resources(session: Session, gpus_per_actor: float) -> dict[str, Any]:
+    """What Ray Data asks for an actor that computes; they are spread over the nodes, one after the
+    other, as each reads images of its own.
+    """
+    where = {"scheduling_strategy": "SPREAD"}
+    if session.use_gpu:
+        return {"num_gpus": gpus_per_actor} | where
+    return {"num_cpus": session.cpus_to_ask(session.cpus_per_worker)} | where
 
 
 def default_actors(session: Session, gpus_per_actor: float) -> int:

@@ -61,16 +61,6 @@ class LabelFiles:
         for table in self._tables(["index", "embedding"]):
             yield table["index"].to_numpy(), _matrix(table["embedding"])
 
-    def probs(self) -> Float32[np.ndarray, "n k"]:
-        """All probabilities together, where they fit in memory."""
-        parts = [
-            (table["index"].to_numpy(), _matrix(table["probs"]))
-            for table in self._tables(["index", "probs"])
-        ]
-        return np.concatenate([rows for _, rows in parts])[
-            np.argsort(np.concatenate([index for index, _ in parts]))
-        ]
-
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         for name in self.artifact.names:
             if name.startswith(f"{PARTS}/"):

@@ -21,7 +21,7 @@ import pyarrow as pa
 from kdfm_ray.data.images import MISSING, Unreadable, suffixes
 from kdfm_ray.data.inputs import Images, read_image
 from kdfm_ray.jobs.finished import FinishedRun, load_model
-from kdfm_ray.jobs.label import default_actors
+from kdfm_ray.jobs.label import actor_resources, default_actors
 from kdfm_ray.jobs.session import Session, quiet_libraries
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.types import RunFailed, UserError
@@ -83,6 +83,7 @@ def predict_images(
     temperature: float,
     batch_size: int,
     embeddings: bool = False,
+    gpus_per_actor: float = 1.0,
 ) -> Iterator[Predicted]:
     """Predict all images, in their order, some at a time.
 
@@ -112,7 +113,7 @@ def predict_images(
         predictor = Predictor(task, run.model)
         parts = (predictor.predict(item["start"], json.loads(item["places"])) for item in items)
     else:
-        parts = _by_job(session, task, run.model, items)
+        parts = _by_job(session, task, run.model, items, gpus_per_actor)
     return _in_order(parts, session, images)
 
 
@@ -209,7 +210,11 @@ class PredictActor:
 
 
 def _by_job(
-    session: Session, task: PredictTask, model: Mapping[str, bytes], items: list[dict[str, Any]]
+    session: Session,
+    task: PredictTask,
+    model: Mapping[str, bytes],
+    items: list[dict[str, Any]],
+    gpus: float,
 ) -> Iterator[Predicted]:
     import ray
     import ray.data
@@ -220,10 +225,8 @@ def _by_job(
     context.enable_progress_bars = False  # the live view has its own
     context.max_errored_blocks = 0  # a lost block would be lost rows
     context.execution_options.preserve_order = True  # few parts wait for an earlier one
-    resources: dict[str, Any] = {"num_cpus": task.threads}
-    if task.use_gpu:
-        resources = {"num_gpus": 1}
-    actors = min(default_actors(session, 1.0), len(items))
+    actors = min(default_actors(session, gpus), len(items))
+    session.wait_for(session.actor_need)
     reference = ray.put(dict(model))
     with warnings.catch_warnings():
         # That way to limit restarts goes with Ray 2.64, and 2.60 has no other.
@@ -234,7 +237,7 @@ def _by_job(
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=actors),
             ray_remote_args_fn=_limits,
-            **resources,
+            **actor_resources(session, gpus),
         )
     blocks = predicted.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     try:

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from kdfm_ray.types import Emit, Event, RunFailed, UserError
 
 T = TypeVar("T")
 POLL_SECONDS = 0.25  # between looks at the progress of remote work
+LOOK_SECONDS = 5.0  # between looks whether there is a node for it
 # With 0, read while Ray is imported, all ports of a Ray that is started here are on loopback.
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
@@ -48,6 +50,7 @@ class Session:
         verbose: let Ray's own logs through.
         drain: has all events arrive that were sent so far.
         may_grow: nodes may come that are not there yet: a cluster that was joined.
+        wait_minutes: how long a stage waits for them.
         keeps_workers: training workers stay between the stages of a run, as nobody else waits for
             what they hold: a local Ray of our own, on CPUs. Other stages then ask for no CPUs,
             and use those of the workers, which wait.
@@ -60,6 +63,7 @@ class Session:
     verbose: bool = False
     drain: Callable[[], None] = _nothing
     may_grow: bool = False
+    wait_minutes: float = 30.0
     keeps_workers: bool = False
 
     @property
@@ -82,6 +86,41 @@ class Session:
         """What has to be there for training to begin."""
         workers = self.scale.min_workers or self.scale.num_workers
         return _need(workers, cpus=self.cpus_per_worker, gpu=self.use_gpu)
+
+    @property
+    def actor_need(self) -> Need:
+        """What has to be there for one process that computes, as a labeling actor does."""
+        return _need(1, cpus=max(1, self.cpus_to_ask(self.cpus_per_worker)), gpu=self.use_gpu)
+
+    def wait_for(self, need: Need) -> None:
+        """Wait until nodes have room for ``need``, where nodes may come; say so meanwhile.
+
+        Raises:
+            RunFailed: there is none after ``wait_minutes``.
+        """
+        if self.may_grow:
+            wait_for_room(need, self.emit, minutes=self.wait_minutes)
+
+    def watching(self, need: Need, work: Callable[[], T]) -> T:
+        """Do ``work`` in a thread, and wait for nodes whenever there is no room for ``need``.
+
+        Ray itself would wait without a word, and without end, for nodes that went meanwhile.
+        """
+        if not self.may_grow:
+            return work()
+        self.wait_for(need)
+        result: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                result.set_result(work())
+            except BaseException as error:
+                result.set_exception(error)
+
+        threading.Thread(target=run, name="kdfm-work", daemon=True).start()
+        while not wait([result], timeout=LOOK_SECONDS).done:
+            self.wait_for(need)
+        return result.result()
 
     def cpus_to_ask(self, cpus: int) -> int:
         """What a task or actor beside the training workers asks for to have ``cpus`` CPUs."""
@@ -112,8 +151,13 @@ class Session:
         task = ray.remote(
             num_cpus=cpus, num_gpus=gpus, max_retries=2, scheduling_strategy="DEFAULT"
         )(function)
+        need = self.actor_need if gpu else Need(1, cpus=1)
+        self.wait_for(need)
+        running = task.remote(*args)
+        while not ray.wait([running], timeout=LOOK_SECONDS)[0]:
+            self.wait_for(need)  # nodes may go while it runs
         try:
-            return ray.get(task.remote(*args))
+            return ray.get(running)
         except RayTaskError as error:
             raise error.cause from error
 
@@ -144,9 +188,10 @@ class Session:
         running: set[Any] = set()
         try:
             while waiting or running:
+                self.wait_for(Need(1, cpus=1))
                 while waiting and len(running) < max(1, self.room.cpus):
                     running.add(task.remote(*waiting.pop()))
-                done, rest = ray.wait(list(running), num_returns=1)
+                done, rest = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
                 running = set(rest)
                 yield from ray.get(done)
         except RayTaskError as error:
@@ -211,6 +256,7 @@ def open_session(
                 verbose=verbose,
                 drain=drain,
                 may_grow=may_grow,
+                wait_minutes=wait_minutes,
                 keeps_workers=ours and not joining and room.gpus == 0,
             )
             with watching_ray():

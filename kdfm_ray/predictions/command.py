@@ -101,6 +101,7 @@ def predict_run(
             temperature=calibration.temperature,
             batch_size=batch_size,
             embeddings=review > 0,
+            gpus_per_actor=run.gpus_per_actor(),
         ):
             table = collected.add(part)
             if writer is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kdfm_ray.remote import open_files
 from kdfm_ray.store import default_root
-from kdfm_ray.types import Emit, UserError
+from kdfm_ray.types import Emit, RunFailed, UserError
 
 PUSH_SECONDS = 20.0  # between copies of what has changed
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job
@@ -57,7 +57,9 @@ def folder_at(place: str, emit: Emit) -> Iterator[Path]:
         emit: is told where files cannot be written for now.
 
     Raises:
-        UserError: the URI cannot be read, or what the block left could not be written there.
+        UserError: the URI cannot be read.
+        RunFailed: the block ended well, and what it left could not be written there. Where it did
+            not, its own exception counts, and ``emit`` is told.
     """
     if not is_uri(place):
         yield Path(place).expanduser().resolve()
@@ -76,14 +78,21 @@ def folder_at(place: str, emit: Emit) -> Iterator[Path]:
 
     thread = threading.Thread(target=push_now_and_then, name="kdfm-push", daemon=True)
     thread.start()
+    ended_well = False
     try:
         yield mirror.local
+        ended_well = True
     finally:
         stop.set()
         thread.join()
         trouble = mirror.push()
-        if trouble:
+        if trouble and not ended_well:
             emit({"note": f"warning: {trouble}; the files are in {mirror.local}"})
+    if trouble:
+        raise RunFailed(
+            f"{trouble}. All is done, and the files are in {mirror.local}: copy them to {place}, "
+            "or mend that and run the same command, which computes nothing anew"
+        )
 
 
 def read_folder(place: str | Path) -> Path:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from ray import tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from kdfm_ray.remote import open_files
+from kdfm_ray.remote import arrow_place, open_files
 from kdfm_ray.sweeps.asha import SCORE, STEP, GroupedScheduler
 from kdfm_ray.sweeps.ledger import Status
 from kdfm_ray.sweeps.slots import Slots
@@ -105,6 +105,7 @@ def _run_once(
 ) -> set[str]:
     """Have Tune run the jobs; returns those that have ended, in whatever way."""
     name = f"sweep-{uuid.uuid4().hex[:8]}"
+    path, files = arrow_place(storage)
     search = BasicVariantGenerator(max_concurrent=slots.concurrent)
     relay = _Relay(listener, search)
     function = tune.with_parameters(run_job, jobs=list(jobs), bell=bell, emit=emit)
@@ -122,7 +123,8 @@ def _run_once(
         ),
         run_config=tune.RunConfig(
             name=name,
-            storage_path=storage,
+            storage_path=path,
+            storage_filesystem=files,
             stop=_StopAll(over, relay, search),
             callbacks=[relay],
             failure_config=tune.FailureConfig(max_failures=max_failures),
@@ -140,8 +142,8 @@ def _run_once(
         ) from error
     finally:
         with contextlib.suppress(Exception):
-            files, folder = open_files(f"{storage}/{name}")
-            files.rm(folder, recursive=True)
+            notes, folder = open_files(f"{storage}/{name}")
+            notes.rm(folder, recursive=True)
     return relay.over
 
 

@@ -6,7 +6,7 @@ import fsspec
 import pytest
 
 from kdfm_ray.report.place import JOB, Mirror, default_place, folder_at, read_folder, submitted_job
-from kdfm_ray.types import UserError
+from kdfm_ray.types import RunFailed, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -85,21 +85,45 @@ def test_only_what_changed_is_copied(url, monkeypatch):
     assert copied in (["a", "b", "b"], ["b", "a", "b"])
 
 
-def test_a_place_that_cannot_be_written_is_told_and_loses_nothing(url, monkeypatch):
+def no_space(monkeypatch):
+    def full(*args, **more):
+        raise OSError("no space")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "put_file", full)
+
+
+def test_a_place_that_cannot_be_written_fails_the_run_and_loses_nothing(url, monkeypatch):
+    told, places = [], []
+
+    def run():
+        with folder_at(url, told.append) as path:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "report.json").write_text("{}")
+            places.append(path)
+            no_space(monkeypatch)
+
+    with pytest.raises(RunFailed, match=r"runs/a cannot be written now .*: copy") as error:
+        run()
+    assert str(places[0]) in str(error.value)
+    assert (places[0] / "report.json").read_text() == "{}"
+    assert told == []
+
+
+def test_the_reason_why_a_run_failed_counts_before_that_of_its_folder(url, monkeypatch):
     told = []
-    with folder_at(url, told.append) as path:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "report.json").write_text("{}")
 
-        def full(*args, **more):
-            raise OSError("no space")
+    def run():
+        with folder_at(url, told.append) as path:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "report.json").write_text("{}")
+            no_space(monkeypatch)
+            raise UserError("something else")
 
-        monkeypatch.setattr(type(fsspec.filesystem("memory")), "put_file", full)
+    with pytest.raises(UserError, match="something else"):
+        run()
     (note,) = told
     assert url in note["note"]
     assert "cannot be written now" in note["note"]
-    assert str(path) in note["note"]
-    assert (path / "report.json").read_text() == "{}"
 
 
 def test_reading_does_not_touch_the_copy_of_a_run(url):
