@@ -63,7 +63,7 @@ p, li { overflow-wrap: anywhere; }
 
 
 def write_report_page(
-    folder: Path, report: Mapping[str, Any], pictures: Artifact | None, ended_by: str | None = None
+    folder: Path, report: Mapping[str, Any], pictures: Artifact | None
 ) -> str | None:
     """Write ``report.html`` whole, beside the ``metrics.jsonl`` that its curves are of.
 
@@ -71,7 +71,6 @@ def write_report_page(
         folder: of the run.
         report: what ``make_report`` gave.
         pictures: their artifact, where there is one.
-        ended_by: why the run ended early.
 
     Returns:
         What is wrong where it could not be written: a run is good without its page.
@@ -81,7 +80,7 @@ def write_report_page(
         if pictures is not None:
             with pictures.open("pictures.json") as file:
                 found = json.load(file)
-        whole = report_page(report, read_lines(folder), found, ended_by)
+        whole = report_page(report, read_lines(folder), found)
         write_whole(folder / PAGE, whole)
     except Exception as error:  # of any kind: the numbers are in report.json
         return f"{PAGE} was not written: {type(error).__name__}: {error}"
@@ -92,7 +91,6 @@ def report_page(
     report: Mapping[str, Any],
     lines: Sequence[Mapping[str, Any]],
     pictures: Mapping[str, Any] | None = None,
-    ended_by: str | None = None,
 ) -> str:
     """The page, as one document.
 
@@ -100,17 +98,18 @@ def report_page(
         report: what ``make_report`` gave.
         lines: of ``metrics.jsonl``.
         pictures: the content of ``pictures.json``.
-        ended_by: why the run ended early.
     """
     data = report["data"]
-    title = f"{data['name']}, {data['labeled'] or 0:,} labels"
+    title = data["name"]
+    if data["labeled"] is not None:
+        title += f", {data['labeled']:,} labels"
     classes = list(data["classes"] or [])
     ended = ""
-    if ended_by is not None:
+    if not report.get("finished", True):
+        why = text(str(report["failed"])).replace("\n", "<br>")
         ended = (
-            f"<div class=ended><p><b>This run ended early.</b> {text(ended_by)}</p><p>Below is "
-            "what was finished or measured until then; the same command goes on from there.</p>"
-            "</div>"
+            f"<div class=ended><p><b>This run ended early.</b> {why}</p><p>Below is what was "
+            "finished or measured until then; the same command goes on from there.</p></div>"
         )
     parts = [
         f"<p class=dim>KD-FixMatch report, {time.strftime('%Y-%m-%d %H:%M')}</p>",
@@ -409,13 +408,17 @@ def _cost(report: Mapping[str, Any]) -> str:
 
 def _data(data: Mapping[str, Any]) -> str:
     shape = data["image_shape"]
-    counts = (
-        f"{data['labeled'] or 0:,} labeled images; {data['unlabeled'] or 0:,} to learn from "
-        f"without a label, the labeled ones among them; {data['val'] or 0:,} for validation; "
-        + (f"{data['test']:,} for the test" if data["test"] else "no test set")
-    )
+    if data["labeled"] is None:
+        files = data.get("files")
+        counts = "The images were not divided" + (f"; {files:,} files were found" if files else "")
+    else:
+        counts = (
+            f"{data['labeled']:,} labeled images; {data['unlabeled'] or 0:,} to learn from "
+            f"without a label, the labeled ones among them; {data['val'] or 0:,} for validation; "
+            + (f"{data['test']:,} for the test" if data["test"] else "no test set")
+        )
     parts = [f"<h2>Data</h2><p>{counts}."]
-    if shape:
+    if shape and data["classes"]:
         parts.append(f" {len(data['classes'])} classes, {' x '.join(map(str, shape))} pixels.")
     parts.append("</p>")
     skipped = data.get("skipped") or []
@@ -425,11 +428,26 @@ def _data(data: Mapping[str, Any]) -> str:
         parts.append(f"<h3>Files skipped: {len(skipped):,}</h3><div class=tall>{listed}</div>")
     duplicates = data.get("duplicates") or []
     if duplicates:
-        items = "".join(f"<li>{text(each)}</li>" for each in duplicates[:MOST_LISTED])
-        parts.append(f"<h3>Duplicates: {len(duplicates):,}</h3><ul class=tall>{items}</ul>")
+        rows = [_duplicate(each) for each in duplicates[:MOST_LISTED]]
+        listed = table(["the same picture", "copies", "class", "what was done"], rows)
+        parts.append(f"<h3>Duplicates: {len(duplicates):,}</h3><div class=tall>{listed}</div>")
+    if alone := (data.get("duplicate_counts") or {}).get("unlabeled_copies"):
+        parts.append(
+            f"<p>{alone:,} more copies are among the unlabeled images alone, and stay.</p>"
+        )
     if max(len(skipped), len(duplicates)) > MOST_LISTED:
         parts.append("<p class=dim>The whole lists are in report.json.</p>")
     return "".join(parts)
+
+
+def _duplicate(group: Mapping[str, Any]) -> list[str]:
+    """A row of one picture: its files, how many in which set, its classes, what was done."""
+    paths, sets = group["paths"], group["sets"]
+    files = [text(path) for path in paths]
+    if (more := sum(sets.values()) - len(paths)) > 0:
+        files.append(f"and {more:,} more")
+    copies = ", ".join(f"{number:,} {name}" for name, number in sets.items())
+    return ["<br>".join(files), copies, text(", ".join(group["classes"])), text(group["done"])]
 
 
 def _again(report: Mapping[str, Any]) -> str:

@@ -49,6 +49,21 @@ class Made:
                 "val": 100,
                 "test": n if test else None,
                 "skipped": [{"path": "pets/<odd> name.png", "reason": "zero bytes"}],
+                "duplicates": [
+                    {
+                        "paths": ["pets/<cat>/a.png", "test/cat/a.png"],
+                        "sets": {"labeled": 1, "test": 1},
+                        "classes": ["c0"],
+                        "done": "left out of training",
+                    },
+                    {
+                        "paths": [f"spare/{number}.png" for number in range(10)],
+                        "sets": {"labeled": 2, "unlabeled": 1_200},
+                        "classes": ["c0", "class <1> & more"],
+                        "done": "kept once, unlabeled",
+                    },
+                ],
+                "duplicate_counts": {"unlabeled_copies": 1234},
             },
             "stages": dict.fromkeys(stages, 100.0),
             "images_per_second": {"outer": 1234.5, "inner": 1200.0, "label": 5000.0},

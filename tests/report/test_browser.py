@@ -68,7 +68,8 @@ def browse(folder, document, width, height):
 def test_the_page_in_a_browser(made, tmp_path, width, classes):
     given = made(classes)
     given.report["data"]["skipped"].append({"path": "deep/" * 40 + "x.png", "reason": "odd"})
-    document = report_page(given.report, given.lines, given.pictures, "for " + "ever" * 60)
+    given.report |= {"finished": False, "failed": "for " + "ever" * 60}
+    document = report_page(given.report, given.lines, given.pictures)
     shot, console, asked = browse(tmp_path / "browser", document, width, 3000)
     assert len(console) == 1, console
     _, whole, images = console[0].split()
