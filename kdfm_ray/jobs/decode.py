@@ -349,7 +349,8 @@ def _skip_warning(
     example = skipped[0]
     return [
         f"{len(skipped)} of {len(test):,} images were skipped ({counts}), such as "
-        f"{example['path']}: {example['reason']}; report.json lists all under data.skipped"
+        f"{example['path']} ({example['reason']}); report.json lists all under data.skipped: save "
+        "or fetch them anew where you need them, else take them away"
     ]
 
 
