@@ -351,21 +351,7 @@ def _mistakes(report: Mapping[str, Any], classes: Sequence[str]) -> str:
                 wide=len(classes) > 12,
             )
         )
-    found = score["reliability"]
-    charts.append(
-        figure(
-            "Reliability",
-            reliability_chart(
-                found["confidence"],
-                found["accuracy"],
-                found["count"],
-                label=f"Accuracy by confidence; calibration error {_points(found['ece'])} points.",
-            ),
-            "Share of right predictions by confidence, with the number of images. Bars below the "
-            "dashed line: surer than it should be. Expected calibration error "
-            f"{_points(found['ece'])} points.",
-        )
-    )
+    charts += _reliability(score, own=report["scored_on"] == "val")
     pairs = [
         [text(classes[true]), text(classes[predicted]), f"{count:,}"]
         for true, predicted, count in score["confused"][:10]
@@ -377,6 +363,39 @@ def _mistakes(report: Mapping[str, Any], classes: Sequence[str]) -> str:
         f"<h2>Mistakes</h2><p class=dim>{ROWS[role]}, {score['count']:,} {on} images.</p>"
         f"<div class=charts>{''.join(charts)}</div>"
     )
+
+
+def _reliability(score: Mapping[str, Any], *, own: bool) -> list[str]:
+    """Confidence as the network gives it, and as ``kdfm predict`` does; see ``score``.
+
+    Args:
+        score: of the network.
+        own: the temperature was fitted to the images that are shown.
+    """
+    after = score.get("calibrated")
+    raw = (
+        "Share of right predictions by confidence, as the network gives it, with the number of "
+        "images. Bars below the dashed line: surer than it should be."
+    )
+    if after is None:
+        note = f"{raw} Without validation images kdfm predict and exported files give the same."
+        return [_reliability_figure("Reliability", score["reliability"], note)]
+    note = (
+        f"The same after division of the logits by {after['temperature']:.3f}, fitted to "
+        f"{after['images']:,} validation images{' (these)' if own else ''}: as kdfm predict and "
+        "exported files give it."
+    )
+    return [
+        _reliability_figure("Reliability before calibration", score["reliability"], raw),
+        _reliability_figure("Reliability after calibration", after["reliability"], note),
+    ]
+
+
+def _reliability_figure(title: str, found: Mapping[str, Any], note: str) -> str:
+    error = f"{_points(found['ece'])} points"
+    label = f"{title}: accuracy by confidence; calibration error {error}."
+    chart = reliability_chart(found["confidence"], found["accuracy"], found["count"], label=label)
+    return figure(title, chart, f"{note} Expected calibration error {error}.")
 
 
 def _cost(report: Mapping[str, Any]) -> str:

@@ -104,6 +104,9 @@ def test_two_folders_of_ones_own(pets):
     assert report["scored_on"] == "test"
     assert report["scores"]["inner"]["confusion"] == [[5, 0], [0, 5]]
     assert set(report["compared"]) == {"labeled_only", "outer"}
+    for score in report["scores"].values():
+        assert score["calibrated"]["images"] == report["data"]["val"]
+        assert sum(score["calibrated"]["reliability"]["count"]) == score["count"] == 10
     assert report["overridden"]["looked_at"] == 40
     assert run.classes == ["cat", "dog"]
     assert report["data"]["labeled"] + report["data"]["val"] == 16
@@ -131,6 +134,7 @@ def test_two_folders_of_ones_own(pets):
     assert again.report["val_accuracy"]["inner"] is not None
     assert "baseline" not in again.report["stages"]
     assert again.report["scored_on"] == "val"
+    assert again.report["scores"]["inner"]["calibrated"]["images"] == again.report["data"]["val"]
     assert "There is no test set" in (again.path / "report.html").read_text()
 
     # A run that fails leaves its page, with what there is.

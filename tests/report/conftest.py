@@ -9,7 +9,7 @@ from PIL import Image
 
 from kdfm_ray.jobs.pictures import FATES, thumbnail
 from kdfm_ray.report.verdict import verdict
-from kdfm_ray.training.scores import compare, score
+from kdfm_ray.training.scores import compare, score, score_calibrated
 
 STAGES = ("data", "baseline", "outer", "label", "select", "inner", "evaluate", "pictures")
 ROLES = {"labeled_only": 0.4, "outer": 0.6, "inner": 0.8}  # how often the true class is found
@@ -31,7 +31,7 @@ class Made:
             "test_accuracy": accuracy if test else dict.fromkeys(roles),
             "val_accuracy": accuracy,
             "scored_on": "test" if test else "val",
-            "scores": {role: score(found, true) for role, found in probs.items()},
+            "scores": {role: self._score(found, true) for role, found in probs.items()},
             "compared": {r: compare(right["inner"], right[r]) for r in roles if r != "inner"},
             "selection": self._selection(truth, clusterer),
             "overridden": {
@@ -83,6 +83,9 @@ class Made:
         self.report["verdict"] = verdict(self.report)
         self.lines = self._lines(roles, truth)
         self.pictures = self._pictures(classes, truth, clusterer)
+
+    def _score(self, probs, true):
+        return score(probs, true) | {"calibrated": score_calibrated(probs, true, probs, true)}
 
     def _probs(self, true, share):
         classes = len(self.classes)

@@ -73,6 +73,24 @@ def test_a_whole_page(made, classes):
     assert ("Confusion matrix" in words) == (classes <= 128)
 
 
+def test_confidence_before_and_after_calibration(made):
+    report = made(3).report
+    own = report["scores"]["inner"]
+    own["reliability"]["ece"], own["calibrated"]["reliability"]["ece"] = 0.123, 0.045
+    words = read(report_page(report, []))
+    before, after = words.index("Reliability before"), words.index("Reliability after")
+    assert "Expected calibration error 12.3 points" in words[before:after]
+    assert "Expected calibration error 4.5 points" in words[after:]
+    told = f"by {own['calibrated']['temperature']:.3f}, fitted to 600 validation images"
+    assert told in words[after:]
+    assert "(these)" not in words
+    assert "validation images (these)" in read(report_page(report | {"scored_on": "val"}, []))
+    del own["calibrated"]
+    words = read(report_page(report, []))
+    assert "Without validation images kdfm predict and exported files give the same" in words
+    assert "after calibration" not in words
+
+
 def test_duplicates_are_a_table_that_people_read(made):
     document = report_page(made(2).report, [])
     words = read(document)
