@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,12 +240,12 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
     """Run a config and leave a run folder; ``name`` is for the folder where none is given."""
     from rich.console import Console
 
-    from kdfm_ray.pipeline import Finished, run
+    from kdfm_ray.pipeline import Left, run
     from kdfm_ray.report.data import SHOWN, make_report
     from kdfm_ray.report.live import LiveView
-    from kdfm_ray.report.page import write_report_page
+    from kdfm_ray.report.page import PAGE, write_report_page
     from kdfm_ray.report.place import default_place, folder_at
-    from kdfm_ray.report.run_folder import RunFolder
+    from kdfm_ray.report.run_folder import REPORT, RunFolder
     from kdfm_ray.report.table import print_report
     from kdfm_ray.report.trackers import open_tracker
 
@@ -256,8 +256,8 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
         LiveView(console) as view,
         folder_at(place, view) as path,
         open_tracker(config, name, view) as tracker,
+        contextlib.closing(RunFolder(path, config)) as folder,
     ):
-        folder = RunFolder(path, config)
 
         def emit(event: Event) -> None:
             if event.get("stage") == "data" and event.get("state") == "done":
@@ -268,20 +268,24 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
             tracker.log(event)
             view(event)
 
-        def write_page(found: Finished, ended_by: BaseException | None = None) -> dict[str, Any]:
+        def write_page(found: Left, report: dict[str, Any]) -> None:
+            trouble = write_report_page(path, report, found.artifacts.get("pictures"))
+            if trouble is not None:
+                view({"note": f"warning: {trouble}"})
+
+        def complete(found: Left) -> None:
             for role in SHOWN:
                 if role in found.artifacts:
                     folder.complete(found.artifacts[role])
-            report = make_report(found)
-            why = None if ended_by is None else str(ended_by) or "It was interrupted."
-            trouble = write_report_page(path, report, found.artifacts.get("pictures"), why)
-            if trouble is not None:
-                view({"note": f"warning: {trouble}"})
-            return report
 
-        def left(found: Finished, error: BaseException) -> None:
-            if not (path / "report.json").exists():  # else the page of the finished run stays
-                write_page(found, error)
+        def left(found: Left, error: BaseException) -> None:
+            if not folder.may_be_left:
+                return
+            report = make_report(found, str(error) or "it was interrupted")
+            folder.leave(report)
+            complete(found)
+            write_page(found, report)
+            view({"note": f"what there is: {place}/{PAGE} and {REPORT}"})
 
         if folder.note:
             view({"note": folder.note})
@@ -293,7 +297,9 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
             pictures=True,
             left=left,
         )
-        report = write_page(finished)
+        complete(finished)
+        report = make_report(finished)
+        write_page(finished, report)
         folder.finish(finished.artifacts, report)
         tracker.finish(report)
     print_report(report, console, place)
@@ -366,16 +372,18 @@ def load(path: str | Path) -> Run:
         UserError: there is no finished run in it.
     """
     from kdfm_ray.report.place import read_folder
+    from kdfm_ray.report.run_folder import read_report
 
     folder = read_folder(path)
-    report = folder / "report.json"
-    if not report.is_file():
+    report = read_report(folder)
+    if report is None:
         raise UserError(f"no finished run in {path}: report.json is missing; give a run folder")
-    try:
-        content = json.loads(report.read_text())
-    except ValueError as error:
-        raise UserError(f"{report} is damaged: {error}") from error
-    return Run(folder, content)
+    if not report.get("finished", True):
+        raise UserError(
+            f"the run in {path} ended early ({report.get('failed')}): the same kdfm train command "
+            "goes on from there; or give the folder of a finished run"
+        )
+    return Run(folder, report)
 
 
 def base_values(preset: str | None, config: Config | None) -> dict[str, Any]:

@@ -63,26 +63,33 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a run left in the store.
+class Left:
+    """What a run left in the store, however far it came.
 
     Attributes:
         config: with absolute paths.
-        plan: the key of each stage.
         numerics: the choice, how it came about, and ``measured`` where it was.
         artifacts: stage -> its artifact.
+        facts: of the images and their split, also where the data stage was not finished.
         reused: stages that had been done before.
         seconds: wall time of the whole run, Ray's start included.
         resources: CPUs, GPUs and workers that the run used.
     """
 
     config: Config
-    plan: Plan
     numerics: dict[str, Any]
     artifacts: dict[str, Artifact]
+    facts: dict[str, Any]
     reused: list[str]
     seconds: float
     resources: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Finished(Left):
+    """What a run left that came to its end, with the key of each stage."""
+
+    plan: Plan
 
 
 def run(
@@ -94,7 +101,7 @@ def run(
     stop: Callable[[], bool] | None = None,
     until_trusted: bool = False,
     pictures: bool = False,
-    left: Callable[[Finished, BaseException], None] | None = None,
+    left: Callable[[Left, BaseException], None] | None = None,
 ) -> Finished:
     """Run the pipeline.
 
@@ -107,7 +114,7 @@ def run(
         stop: asked about once a second while networks train; true: save and raise ``Stopped``.
         until_trusted: end before the inner network, with all that many inner ones may share.
         pictures: also make the map and the examples that a report shows.
-        left: takes what there is when the run ends early, and why, once its data are read.
+        left: takes what there is when the run ends early, and why; Ray has ended by then.
 
     Raises:
         UserError: something that the user can mend.
@@ -119,40 +126,34 @@ def run(
     """
     started = time.perf_counter()
     store = Store(config.store or default_root())
-    with (
-        noting_interrupts() as interrupted,
-        open_session(
-            config.scale, emit, wait_minutes=config.faults.wait_minutes, verbose=verbose
-        ) as session,
-        Crew(session, store, absolute_paths(config), stop) as crew,
-    ):
-        check_shared(session, store)
-        stages = _Stages(config, store, session, crew, emit, begun_with)
+    stages: _Stages | None = None
+    with noting_interrupts() as interrupted:
         try:
-            for stage in (
-                stages.data,
-                stages.train_outer,
-                stages.label,
-                stages.select,
-                *(() if until_trusted else (stages.train_inner, stages.evaluate)),
+            with (
+                open_session(
+                    config.scale, emit, wait_minutes=config.faults.wait_minutes, verbose=verbose
+                ) as session,
+                Crew(session, store, absolute_paths(config), stop) as crew,
             ):
-                if stop is not None and stop():
-                    raise Stopped("stopped between two stages; the same command goes on")
-                stage()
-                if interrupted.is_set():  # and swallowed by some library
-                    raise KeyboardInterrupt
+                check_shared(session, store)
+                stages = _Stages(config, store, session, crew, emit, begun_with)
+                stages.do_all(stop, interrupted.is_set, until_trusted, pictures)
         except BaseException as error:
-            if left is not None and stages.planned:
-                if pictures and isinstance(error, UserError | FloatingPointError):
-                    stages.pictures()  # the cluster is well: it is the settings
+            if left is not None:
                 try:
-                    left(stages.finished(time.perf_counter() - started), error)
+                    left(_left(config, stages, time.perf_counter() - started, error), error)
                 except Exception as trouble:  # what ended the run counts, and is raised
                     emit({"stage": "pictures", "warning": f"no report of this run: {trouble}"})
             raise
-        if pictures:
-            stages.pictures()
     return stages.finished(time.perf_counter() - started)
+
+
+def _left(config: Config, stages: _Stages | None, seconds: float, error: BaseException) -> Left:
+    """What there is of a run that ended early."""
+    facts = getattr(error, "facts", None) or {}
+    if stages is None:  # there was no Ray, or no store that all its nodes see
+        return Left(absolute_paths(config), {}, {}, facts, [], seconds, {})
+    return stages.left(seconds, facts)
 
 
 def plan_run(config: Config, store: Store, session: Session, emit: Emit) -> tuple[Plan, Prepared]:
@@ -206,8 +207,37 @@ class _Stages:
         self.how_numerics: dict[str, Any] = {}
         self.plan: Plan
         self.prepared: Prepared
+        self.facts: dict[str, Any] = {}  # of the images and their split
         self.planned = False
         self._pictures: str | None = None  # their key, once they are there
+
+    def do_all(
+        self,
+        stop: Callable[[], bool] | None,
+        interrupted: Callable[[], bool],
+        until_trusted: bool,
+        pictures: bool,
+    ) -> None:
+        """One stage after the other; see ``run``."""
+        try:
+            for stage in (
+                self.data,
+                self.train_outer,
+                self.label,
+                self.select,
+                *(() if until_trusted else (self.train_inner, self.evaluate)),
+            ):
+                if stop is not None and stop():
+                    raise Stopped("stopped between two stages; the same command goes on")
+                stage()
+                if interrupted():  # and swallowed by some library
+                    raise KeyboardInterrupt
+        except (UserError, FloatingPointError):
+            if pictures and self.planned:
+                self.pictures()  # the cluster is well: it is the settings
+            raise
+        if pictures:
+            self.pictures()
 
     def data(self) -> None:
         from kdfm_ray.jobs.prepare import prepare
@@ -223,11 +253,11 @@ class _Stages:
             )
         self.emit({"stage": "data", "state": "start"})
         self.prepared = prepare(self.session, self.store, self.config)
-        if self.prepared.facts["reused"]:
+        facts = self.facts = self.prepared.facts
+        if facts["reused"]:
             self.reused.append("data")
         numerics = self._numerics()
         self.plan = self._plan_with(numerics)
-        facts = self.prepared.facts
         begun = {
             "store": self.store.root,
             "images": self.plan.dataset,
@@ -382,12 +412,16 @@ class _Stages:
         self._pictures = key
 
     def finished(self, seconds: float) -> Finished:
-        """What there is after so many seconds."""
-        return Finished(
+        """What there is at the end, after so many seconds."""
+        return Finished(**vars(self.left(seconds, {})), plan=self.plan)
+
+    def left(self, seconds: float, facts: dict[str, Any]) -> Left:
+        """What there is after so many seconds; ``facts`` are those of images that were refused."""
+        return Left(
             config=self.config,
-            plan=self.plan,
             numerics=self.how_numerics,
-            artifacts=self.artifacts(),
+            artifacts=self.artifacts() if self.planned else {},
+            facts=facts or self.facts,
             reused=self.reused,
             seconds=seconds,
             resources={

@@ -21,7 +21,13 @@ Emit = Callable[[Event], None]  # how a stage tells the live view where it is
 
 
 class UserError(Exception):
-    """A mistake that the person at the keyboard can mend; its text is all that they need to see."""
+    """A mistake that the person at the keyboard can mend; its text is all that they need to see.
+
+    Attributes:
+        facts: what is known of the images all the same, as in a data set's record; for the report.
+    """
+
+    facts: dict[str, Any] | None = None
 
 
 class RunFailed(Exception):

@@ -121,13 +121,13 @@ COUNTED = {
     "two_classes": "{n} pictures are labeled with more than one class, such as {example}; of those "
     "that are not test images each counts once, unlabeled: mend their labels",
     "test_in_labeled": "{n} labeled images are test images too and are left out of training, such "
-    "as {example}",
+    "as {example}: take them out of one of the two, and look how the sets were divided",
     "test_in_unlabeled": "{n} unlabeled images are test images too and are left out of training, "
-    "such as {example}",
+    "such as {example}: nothing needs mending, but look how the sets were divided",
     "labeled_copies": "{n} labeled images are copies of other labeled ones and are left out, such "
-    "as {example}",
+    "as {example}: label other images in their place",
     "labeled_in_unlabeled": "{n} unlabeled images are labeled ones too and count there only, such "
-    "as {example}",
+    "as {example}: nothing needs mending",
     "unlabeled_copies": "",  # how often a picture occurs is part of the data
     "test_copies": "",
 }

@@ -119,8 +119,8 @@ def list_folders(
         spare = [file for file in every if file.identity not in taken]
         if left := len(every) - len(spare):
             notes.warnings.append(
-                f"{left} files of the unlabeled folder are labeled or test images too; they count "
-                "there only"
+                f"{left} files of the unlabeled folder are labeled or test images too, and count "
+                "there only: nothing needs mending, but give more if you meant to have more"
             )
     return Listing(
         classes=classes,
@@ -246,7 +246,8 @@ def _list_classes(
         notes.warnings.append(_passed_over(place, passed))
     if direct := sources.loose(place):
         notes.warnings.append(
-            f"passed over in {place}, images in no class subfolder: {_some(direct)}"
+            f"passed over in {place}, images in no class subfolder ({_some(direct)}): move them "
+            "into the subfolder of their class"
         )
     return files, np.array(labels, dtype=np.int64)
 
@@ -260,7 +261,10 @@ def _check_test(
     notes: _Notes,
 ) -> None:
     if absent := [name for name in classes if name not in names]:
-        notes.warnings.append(f"the test folder has no images of class {_some(absent)}")
+        notes.warnings.append(
+            f"the test folder has no images of class {_some(absent)}: add some, else nobody knows "
+            "how often that class is found"
+        )
     if both := [file.name for file in files if file.identity in labeled_ids]:
         raise UserError(
             f"{len(both)} files of the test folder {place} are also labeled images: {_some(both)}. "
@@ -325,7 +329,10 @@ def _instead(others: Sequence[str]) -> str:
 
 
 def _passed_over(place: str, others: Sequence[str]) -> str:
-    return f"passed over in {place}, not images by their ending: {_count(others)}"
+    return (
+        f"passed over in {place}, not images by their ending ({_count(others)}): rename or convert "
+        "those that are images; the others do no harm"
+    )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -267,18 +267,26 @@ def _warnings(
         if short:
             texts.append(
                 f"the labeled set is not class-balanced: fewer than {share} labeled images of "
-                f"class {_some(short)}; other classes give more"
+                f"class {_some(short)}, and more of others: label more of those classes, or lower "
+                "data.num_labels"
             )
     total = int(val_counts.sum())
     if total == 0:
-        texts.append("no validation images: nothing can be selected or stopped by accuracy")
+        texts.append(
+            "no validation images: nothing can be selected or stopped by accuracy, nor confidence "
+            "be calibrated; raise data.num_val, or label more images"
+        )
     else:
         missing = [names[k] for k in np.flatnonzero(val_counts == 0)]
         if missing:
-            texts.append(f"no validation image of class {_some(missing)}")
+            texts.append(
+                f"no validation image of class {_some(missing)}: label more of them, or raise "
+                "data.num_val"
+            )
         if total < FEW_VAL:
             texts.append(
-                f"only {total} validation images: one image is {100 / total:.1f} points of accuracy"
+                f"only {total} validation images: one image is {100 / total:.1f} points of "
+                "accuracy; raise data.num_val or label more before relying on small differences"
             )
     return tuple(texts)
 

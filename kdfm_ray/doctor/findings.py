@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 
 
 class State(enum.StrEnum):
-    """How bad it is: a warning costs speed or safety, an error the run."""
+    """How bad it is: a warning costs speed or safety, an error the run; unknown is untold."""
 
     OK = "ok"
+    UNKNOWN = "unknown"
     WARNING = "warning"
     ERROR = "error"
 
@@ -36,6 +37,11 @@ class Finding:
 def ok(name: str, text: str) -> Finding:
     """All is well."""
     return Finding(name, State.OK, text)
+
+
+def unknown(name: str, text: str, mend: str) -> Finding:
+    """It could not be looked at; ``mend`` says how it can be."""
+    return Finding(name, State.UNKNOWN, text, mend)
 
 
 def warning(name: str, text: str, mend: str) -> Finding:

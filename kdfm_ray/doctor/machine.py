@@ -16,7 +16,17 @@ import psutil
 from kdfm_ray.doctor.findings import Finding, error, ok, warning
 
 GIB = 2**30
-SHM = Path("/dev/shm")
+SHM, CGROUP = Path("/dev/shm"), Path("/sys/fs/cgroup")
+# Limit, usage, statistics and their line of caches that are given up at need: of versions 2 and 1.
+CGROUPS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
 OBJECT_STORE_SHARE = 0.3  # of the memory, which Ray would like to have in /dev/shm
 FEW_GIB, TOO_FEW_GIB = 10.0, 1.0  # of free disk
 OPEN_FILES = 4096  # a run with several workers opens some hundred each
@@ -77,9 +87,12 @@ def libraries() -> Finding:
 def memory() -> Finding:
     """What is free now, and what a container allows."""
     seen = psutil.virtual_memory()
-    total = min(seen.total, _container_limit() or seen.total)
-    text = f"{seen.available / GIB:.1f} of {total / GIB:.1f} GiB free"
-    if seen.available < 2 * GIB:
+    total, free = seen.total, seen.available
+    limit, used = _of_container()
+    if limit is not None and limit < total:
+        total, free = limit, min(free, limit - used)
+    text = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    if free < 2 * GIB:
         return warning("memory", text, "end other programs, or use fewer workers: each takes 1 GiB")
     return ok("memory", text)
 
@@ -89,7 +102,8 @@ def shared_memory() -> Finding:
     if not SHM.is_dir():
         return ok("shared memory", f"no {SHM} here; Ray uses files")
     size = shutil.disk_usage(SHM).total
-    wanted = OBJECT_STORE_SHARE * psutil.virtual_memory().total
+    total = psutil.virtual_memory().total
+    wanted = OBJECT_STORE_SHARE * min(total, _of_container()[0] or total)
     text = f"{size / GIB:.2f} GiB in {SHM}"
     if size < 0.9 * wanted:
         return warning(
@@ -151,10 +165,16 @@ def _writable(path: Path) -> bool:
     return os.access(path, os.W_OK)
 
 
-def _container_limit() -> int | None:
-    """Memory that a container may take, in bytes."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        file = Path("/sys/fs/cgroup") / name
-        if file.is_file() and (text := file.read_text().strip()).isdigit():
-            return int(text)
-    return None
+def _of_container() -> tuple[int | None, int]:
+    """Memory that a container may take (``None``: any) and has taken but for caches, in bytes."""
+    for limit, usage, stat, cache in CGROUPS:
+        if (most := _number(CGROUP / limit)) is not None:
+            lines = (CGROUP / stat).read_text().splitlines() if (CGROUP / stat).is_file() else []
+            caches = [int(line.split()[1]) for line in lines if line.split()[0] == cache]
+            return most, max(0, (_number(CGROUP / usage) or 0) - sum(caches))
+    return None, 0
+
+
+def _number(file: Path) -> int | None:
+    text = file.read_text().strip() if file.is_file() else ""
+    return int(text) if text.isdigit() else None

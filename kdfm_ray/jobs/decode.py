@@ -101,7 +101,7 @@ def decode_own(session: Session, store: Store, config: Config) -> tuple[str, boo
     done = store.find("dataset", task.key)
     if done is not None:
         record = done.record()
-        check_skipped(record["skipped"], record["num_files"], config.data.max_skipped)
+        check_skipped(record["skipped"], record["num_files"], config.data.max_skipped, record)
         return task.key, True
 
     def waiting(holder: str) -> None:
@@ -137,22 +137,26 @@ def choose_size(sides: Sequence[int]) -> int:
     return min(most, max(least, 8 * round(float(np.median(sides)) / 8)))
 
 
-def check_skipped(skipped: Sequence[dict[str, str]], total: int, limit: float) -> None:
+def check_skipped(
+    skipped: Sequence[dict[str, str]], total: int, limit: float, facts: dict[str, Any]
+) -> None:
     """Refuse data of which more than the share ``limit`` could not be read.
 
     Raises:
-        UserError: says how many, why, and names some.
+        UserError: says how many, why, and names some; all of them are in its ``facts``.
     """
     if len(skipped) <= limit * total:
         return
     reasons = Counter(item["reason"] for item in skipped)
     why = "; ".join(f"{number} x {reason}" for reason, number in reasons.most_common(MOST_EXAMPLES))
     examples = "".join(f"\n  {item['path']}: {item['reason']}" for item in _varied(skipped))
-    raise UserError(
+    refused = UserError(
         f"{len(skipped):,} of {total:,} images ({len(skipped) / total:.1%}) cannot be used, more "
         f"than data.max_skipped = {limit:g} allows ({why}), such as{examples}\nMend them or take "
         "them away, or raise data.max_skipped, then run again."
     )
+    refused.facts = facts | {"skipped": list(skipped), "num_files": total}
+    raise refused
 
 
 def _varied(skipped: Sequence[dict[str, str]]) -> list[dict[str, str]]:
@@ -285,7 +289,7 @@ def _assemble(task: DecodeTask, max_skipped: float, started: float) -> None:
     digests = np.concatenate([_of_part(task, number, "digests") for number in task.shards])
     skipped_at = _skipped(task)
     skipped = [{"path": path(i), "reason": reason} for i, reason in skipped_at.items()]
-    check_skipped(skipped, task.count, max_skipped)
+    check_skipped(skipped, task.count, max_skipped, _facts_of_listing(task))
     usable = np.ones(task.count, dtype=bool)
     usable[list(skipped_at)] = False
     classes = task.facts["classes"]
@@ -323,6 +327,18 @@ def _assemble(task: DecodeTask, max_skipped: float, started: float) -> None:
         files.rm(folder_path, recursive=True)
 
 
+def _facts_of_listing(task: DecodeTask) -> dict[str, Any]:
+    """What is known of images that are refused, as a record would have it."""
+    return {
+        "name": "folders",
+        "classes": [sources.shown(name) for name in task.facts["classes"]],
+        "image_shape": [task.size, task.size, 3],
+        "others": task.facts["others"],
+        "non_images": task.facts["non_images"],
+        "data_warnings": task.facts["warnings"],
+    }
+
+
 def _skip_warning(
     skipped: Sequence[dict[str, str]], at: dict[int, str], labels: np.ndarray, test: np.ndarray
 ) -> list[str]:
@@ -333,7 +349,8 @@ def _skip_warning(
     example = skipped[0]
     return [
         f"{len(skipped)} of {len(test):,} images were skipped ({counts}), such as "
-        f"{example['path']}: {example['reason']}; report.json lists all under data.skipped"
+        f"{example['path']} ({example['reason']}); report.json lists all under data.skipped: save "
+        "or fetch them anew where you need them, else take them away"
     ]
 
 

@@ -15,7 +15,7 @@ from kdfm_ray.jobs.prepare import Prepared, load_images
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.store import Artifact, Store
-from kdfm_ray.training.scores import compare, score
+from kdfm_ray.training.scores import compare, score, score_calibrated
 from kdfm_ray.types import Emit
 
 
@@ -115,6 +115,10 @@ def _tested(how: _How, network: Artifact) -> Artifact:
     if len(labels):
         probs = _probs(how, images, network)
         scores, right = score(probs, labels), probs.argmax(axis=1) == labels
+        val_images, val_labels = _val_images(how)
+        if len(val_labels):
+            val_probs = probs if scored_on == "val" else _probs(how, val_images, network)
+            scores["calibrated"] = score_calibrated(val_probs, val_labels, probs, labels)
     with how.store.writing("tested", key) as draft:
         np.save(draft.path / "right.npy", right)
         accuracy = scores["accuracy"] if scores and scored_on == "test" else None
@@ -135,10 +139,16 @@ def _images_to_score(how: _How) -> tuple[str | None, np.ndarray, np.ndarray]:
     test = load_images(dataset, "test")
     if test is not None and len(test):
         return "test", test.images, test.labels
-    train = load_images(dataset, "train")
+    images, labels = _val_images(how)
+    return ("val" if len(labels) else None), images, labels
+
+
+def _val_images(how: _How) -> tuple[np.ndarray, np.ndarray]:
+    """Validation images uint8 ``[n, H, W, C]`` and their classes int64 ``[n]``."""
+    train = load_images(how.store.get("dataset", how.dataset_key), "train")
     assert train is not None
     index = Split.load(how.store.get("split", how.split_key).path / "split.npz").val_index
-    return ("val" if len(index) else None), train.images[index], train.labels[index]
+    return train.images[index], train.labels[index]
 
 
 def _probs(how: _How, images: np.ndarray, artifact: Artifact) -> np.ndarray:

@@ -215,7 +215,7 @@ def _fit(
 
     from kdfm_ray.models.numerics import Numerics
     from kdfm_ray.training.batches import ImageSource
-    from kdfm_ray.training.calibration import fit_temperature, loss_and_error
+    from kdfm_ray.training.calibration import fit_temperature, logits_of, loss_and_error
     from kdfm_ray.training.evaluate import predict
 
     torch.set_num_threads(threads)
@@ -225,8 +225,7 @@ def _fit(
     source = ImageSource(images.images, torch.device("cuda" if use_gpu else "cpu"), keep="host")
     network = numerics.place(load_model(model), source.device)
     probs, _ = predict(network, source, index, batch_size=BATCH_SIZE, numerics=numerics)
-    # Logits but for a constant of each row, which changes nothing.
-    logits, truth = np.log(np.maximum(probs.numpy(), np.float32(1e-38))), images.labels[index]
+    logits, truth = logits_of(probs.numpy()), images.labels[index]
     temperature = fit_temperature(logits, truth)
     before = loss_and_error(logits, truth, 1.0)
     after = loss_and_error(logits, truth, temperature)

@@ -43,7 +43,12 @@ def prepare(session: Session, store: Store, config: Config) -> Prepared:
         dataset_key, reused = session.call(_load_named, store.root, config, session.emit)
     else:
         dataset_key, reused = decode_own(session, store, config)
-    split_key = session.call(_check_and_split, store.root, config, dataset_key)
+    try:
+        split_key = session.call(_check_and_split, store.root, config, dataset_key)
+    except UserError as error:
+        found = store.find("dataset", dataset_key)
+        error.facts = None if found is None else found.record()
+        raise
     dataset, split = store.find("dataset", dataset_key), store.find("split", split_key)
     if dataset is None or split is None:
         raise UserError(

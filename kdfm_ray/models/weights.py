@@ -64,7 +64,10 @@ def fit_weights(backbone: nn.Module, state: State, source: str) -> tuple[str, ..
     head = {key for key in own if any(key.startswith(prefix) for prefix in heads)}
     if any(key not in state or state[key].shape != own[key].shape for key in head):
         state = {key: value for key, value in state.items() if key not in head}
-        notes = (f"{source}: its classifier was for other classes; this one starts at random",)
+        notes = (
+            f"{source}: its classifier was for other classes, so this one starts at random: as it "
+            "should, unless those weights were of your classes",
+        )
 
     counters = {key for key in own if key.endswith("num_batches_tracked")}  # old files lack them
     problems = [f"lacks {key}" for key in own if key not in state.keys() | head | counters]

@@ -1,11 +1,11 @@
-"""The numbers of a finished run, as the dict that ``report.json`` holds."""
+"""The numbers of a run, finished or not, as the dict that ``report.json`` holds."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
 from kdfm_ray.config import Config
-from kdfm_ray.pipeline import Finished
+from kdfm_ray.pipeline import Left
 from kdfm_ray.report.facts import hardware, rerun_command, versions
 from kdfm_ray.report.verdict import verdict
 from kdfm_ray.types import Role
@@ -31,9 +31,10 @@ TIMED = {
 }
 
 
-def make_report(finished: Finished) -> dict[str, Any]:
+def make_report(found: Left, failed: str | None = None) -> dict[str, Any]:
     """Collect what the stages recorded.
 
+    ``finished`` says whether the run came to its end, ``failed`` why it did not (``None`` else).
     ``scores`` and ``compared`` (the inner network with each other one) are those of
     ``training.scores``, on the images that ``scored_on`` says: ``test``, ``val`` or none.
     Accuracies, coverage and precision are fractions; seconds are those a stage took when it was
@@ -41,9 +42,9 @@ def make_report(finished: Finished) -> dict[str, Any]:
     without a test set. Labeled images count in no trusted figure. Of stages that are not done,
     figures are ``None`` or left out.
     """
-    artifacts = finished.artifacts
+    artifacts = found.artifacts
     records = {stage: artifact.record() for stage, artifact in artifacts.items()}
-    facts = records.get("dataset", {}) | records.get("split", {})
+    facts = found.facts | records.get("dataset", {}) | records.get("split", {})
     roles = [role for role in SHOWN if role in records]
     evaluation = records.get("evaluation", {})
     tested = evaluation.get("test_accuracy", {})
@@ -52,6 +53,8 @@ def make_report(finished: Finished) -> dict[str, Any]:
     selection = records.get("trusted")
     notes = [note for role in roles for note in records[role]["notes"]]
     report = {
+        "finished": failed is None,
+        "failed": failed,
         "test_accuracy": test,
         "val_accuracy": val,
         "scored_on": evaluation.get("scored_on"),
@@ -61,13 +64,14 @@ def make_report(finished: Finished) -> dict[str, Any]:
         "selection": selection,
         "overridden": records.get("pictures", {}).get("overridden"),
         "data": {
-            "name": facts.get("name"),
+            "name": facts.get("name", found.config.data.name or "folders"),
             "classes": facts.get("classes"),
             "image_shape": facts.get("image_shape"),
             "labeled": facts.get("num_labeled"),
             "unlabeled": facts.get("num_unlabeled"),
             "val": facts.get("num_val"),
             "test": facts.get("num_test"),
+            "files": facts.get("num_files"),
             "skipped": [*facts.get("skipped", ()), *facts.get("others", ())],
             "non_images": facts.get("non_images", {}),
             "duplicates": facts.get("duplicates", []),
@@ -78,17 +82,17 @@ def make_report(finished: Finished) -> dict[str, Any]:
             for stage, artifact in TIMED.items()
             if artifact in records
         },
-        "images_per_second": _speeds(finished.config, records),
-        "reused": finished.reused,
+        "images_per_second": _speeds(found.config, records),
+        "reused": found.reused,
         "resumed": {SHOWN[role]: records[role].get("resumed", []) for role in roles},
-        "total_seconds": finished.seconds,
+        "total_seconds": found.seconds,
         "training": {SHOWN[role]: records[role]["last"] for role in roles},
-        "numerics": finished.numerics,
-        "resources": finished.resources,
-        "command": rerun_command(finished.config),
-        "seed": finished.config.seed,
-        "split_seed": finished.config.split_seed,
-        "config_hash": finished.config.hash(),
+        "numerics": found.numerics,
+        "resources": found.resources,
+        "command": rerun_command(found.config),
+        "seed": found.config.seed,
+        "split_seed": found.config.split_seed,
+        "config_hash": found.config.hash(),
         "split_hash": facts.get("split_hash"),
         "keys": {stage: artifact.key for stage, artifact in artifacts.items()},
         "versions": versions(),

@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from kdfm_ray.report.verdict import duration
 from kdfm_ray.types import Event
 
 TITLES = {
@@ -42,8 +43,9 @@ class LiveView:
         self.console = console or Console(highlight=False)
         self._lock = threading.RLock()  # a signal may come while it is held
         self._bars: dict[str, TaskID] = {}
-        self._numbers: dict[str, str] = {}
+        self._numbers: dict[str, dict[str, str]] = {}  # of each stage, the newest of each kind
         self._done: dict[str, int] = {}
+        self._pace: dict[str, _Pace] = {}
         self._finished: set[str] = set()
         self._warned: set[str] = set()
         self._last_line = 0.0
@@ -93,18 +95,21 @@ class LiveView:
         if stage not in self._bars:
             self._bars[stage] = self._progress.add_task(TITLES[stage], total=total, numbers="")
             self._done[stage] = 0
-            self._numbers[stage] = ""
-            self._last_line = time.monotonic()
+            self._numbers[stage] = {}
+            self._pace[stage] = _Pace()
+            self._plain(f"{TITLES[stage]}: begins")
         return self._bars[stage]
 
     def _advance(self, stage: str, event: Event) -> None:
         bar, total = self._bar(stage), event.get("total")
         self._done[stage] = event.get("step", self._done[stage] + event.get("advance", 0))
-        self._numbers[stage] = _numbers(event) or self._numbers[stage]
-        numbers = self._numbers[stage]
+        self._numbers[stage] |= _numbers(event)
+        numbers = "  ".join(self._numbers[stage].values())
         self._progress.update(bar, completed=self._done[stage], total=total, numbers=numbers)
+        left = self._pace[stage].left(self._done[stage], total)
         if time.monotonic() - self._last_line > LINE_SECONDS:
-            self._plain(f"{TITLES[stage]}: {self._done[stage]}/{total}  {numbers}")
+            parts = [f"{TITLES[stage]}: {self._done[stage]}/{total}", numbers]
+            self._plain("  ".join(filter(None, [*parts, left and f"about {left} left"])))
 
     def _finish(self, stage: str, event: Event) -> None:
         bar = self._bar(stage)
@@ -112,11 +117,12 @@ class LiveView:
         if stage == "data":
             done, numbers = 1, _data_numbers(event)
         else:
-            numbers = self._numbers[stage]
+            numbers = "  ".join(self._numbers[stage].values())
         self._progress.update(bar, completed=done, total=done, numbers=numbers)
         self._progress.stop_task(bar)
         self._finished.add(stage)
-        self._plain(f"{TITLES[stage]}: done  {numbers}")
+        took = duration(self._pace[stage].seconds)
+        self._plain(f"{TITLES[stage]}: done after {took}  {numbers}")
         if "numerics" in event:
             self._line(_numerics(event["numerics"]))
 
@@ -138,21 +144,43 @@ class LiveView:
             self._last_line = time.monotonic()
 
 
-def _numbers(event: Event) -> str:
-    """The few numbers that a person watches."""
-    shown: list[str] = []
+class _Pace:
+    """How fast a stage goes, from the first sign of progress on: what was resumed took no time."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self._first: tuple[float, int] | None = None
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    def left(self, done: int, total: int | None) -> str:
+        """The time that is left, in words; nothing where it cannot be told yet."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
+        since, before = self._first
+        if total is None or not before < done < total or now <= since:
+            return ""
+        return duration((total - done) * (now - since) / (done - before))
+
+
+def _numbers(event: Event) -> dict[str, str]:
+    """The few numbers that a person watches, in words, by name."""
+    shown: dict[str, str] = {}
 
     def add(name: str, text: str, form: str) -> None:
         value: Any = event.get(name)
         if value is not None:
-            shown.append(f"{text} {format(value, form)}")
+            shown[name] = f"{text} {format(value, form)}"
 
     add("loss", "loss", ".3f")
     add("mask_rate", "mask", ".0%")
     add("images_per_second", "images/s", ",.0f")
     add("val_accuracy", "validation", ".1%")
     add("changed", "changed", ".2%")
-    return "  ".join(shown)
+    return shown
 
 
 def _numerics(how: dict[str, Any]) -> str:

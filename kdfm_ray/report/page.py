@@ -63,7 +63,7 @@ p, li { overflow-wrap: anywhere; }
 
 
 def write_report_page(
-    folder: Path, report: Mapping[str, Any], pictures: Artifact | None, ended_by: str | None = None
+    folder: Path, report: Mapping[str, Any], pictures: Artifact | None
 ) -> str | None:
     """Write ``report.html`` whole, beside the ``metrics.jsonl`` that its curves are of.
 
@@ -71,7 +71,6 @@ def write_report_page(
         folder: of the run.
         report: what ``make_report`` gave.
         pictures: their artifact, where there is one.
-        ended_by: why the run ended early.
 
     Returns:
         What is wrong where it could not be written: a run is good without its page.
@@ -81,7 +80,7 @@ def write_report_page(
         if pictures is not None:
             with pictures.open("pictures.json") as file:
                 found = json.load(file)
-        whole = report_page(report, read_lines(folder), found, ended_by)
+        whole = report_page(report, read_lines(folder), found)
         write_whole(folder / PAGE, whole)
     except Exception as error:  # of any kind: the numbers are in report.json
         return f"{PAGE} was not written: {type(error).__name__}: {error}"
@@ -92,7 +91,6 @@ def report_page(
     report: Mapping[str, Any],
     lines: Sequence[Mapping[str, Any]],
     pictures: Mapping[str, Any] | None = None,
-    ended_by: str | None = None,
 ) -> str:
     """The page, as one document.
 
@@ -100,17 +98,18 @@ def report_page(
         report: what ``make_report`` gave.
         lines: of ``metrics.jsonl``.
         pictures: the content of ``pictures.json``.
-        ended_by: why the run ended early.
     """
     data = report["data"]
-    title = f"{data['name']}, {data['labeled'] or 0:,} labels"
+    title = data["name"]
+    if data["labeled"] is not None:
+        title += f", {data['labeled']:,} labels"
     classes = list(data["classes"] or [])
     ended = ""
-    if ended_by is not None:
+    if not report.get("finished", True):
+        why = text(str(report["failed"])).replace("\n", "<br>")
         ended = (
-            f"<div class=ended><p><b>This run ended early.</b> {text(ended_by)}</p><p>Below is "
-            "what was finished or measured until then; the same command goes on from there.</p>"
-            "</div>"
+            f"<div class=ended><p><b>This run ended early.</b> {why}</p><p>Below is what was "
+            "finished or measured until then; the same command goes on from there.</p></div>"
         )
     parts = [
         f"<p class=dim>KD-FixMatch report, {time.strftime('%Y-%m-%d %H:%M')}</p>",
@@ -352,21 +351,7 @@ def _mistakes(report: Mapping[str, Any], classes: Sequence[str]) -> str:
                 wide=len(classes) > 12,
             )
         )
-    found = score["reliability"]
-    charts.append(
-        figure(
-            "Reliability",
-            reliability_chart(
-                found["confidence"],
-                found["accuracy"],
-                found["count"],
-                label=f"Accuracy by confidence; calibration error {_points(found['ece'])} points.",
-            ),
-            "Share of right predictions by confidence, with the number of images. Bars below the "
-            "dashed line: surer than it should be. Expected calibration error "
-            f"{_points(found['ece'])} points.",
-        )
-    )
+    charts += _reliability(score, own=report["scored_on"] == "val")
     pairs = [
         [text(classes[true]), text(classes[predicted]), f"{count:,}"]
         for true, predicted, count in score["confused"][:10]
@@ -378,6 +363,39 @@ def _mistakes(report: Mapping[str, Any], classes: Sequence[str]) -> str:
         f"<h2>Mistakes</h2><p class=dim>{ROWS[role]}, {score['count']:,} {on} images.</p>"
         f"<div class=charts>{''.join(charts)}</div>"
     )
+
+
+def _reliability(score: Mapping[str, Any], *, own: bool) -> list[str]:
+    """Confidence as the network gives it, and as ``kdfm predict`` does; see ``score``.
+
+    Args:
+        score: of the network.
+        own: the temperature was fitted to the images that are shown.
+    """
+    after = score.get("calibrated")
+    raw = (
+        "Share of right predictions by confidence, as the network gives it, with the number of "
+        "images. Bars below the dashed line: surer than it should be."
+    )
+    if after is None:
+        note = f"{raw} Without validation images kdfm predict and exported files give the same."
+        return [_reliability_figure("Reliability", score["reliability"], note)]
+    note = (
+        f"The same after division of the logits by {after['temperature']:.3f}, fitted to "
+        f"{after['images']:,} validation images{' (these)' if own else ''}: as kdfm predict and "
+        "exported files give it."
+    )
+    return [
+        _reliability_figure("Reliability before calibration", score["reliability"], raw),
+        _reliability_figure("Reliability after calibration", after["reliability"], note),
+    ]
+
+
+def _reliability_figure(title: str, found: Mapping[str, Any], note: str) -> str:
+    error = f"{_points(found['ece'])} points"
+    label = f"{title}: accuracy by confidence; calibration error {error}."
+    chart = reliability_chart(found["confidence"], found["accuracy"], found["count"], label=label)
+    return figure(title, chart, f"{note} Expected calibration error {error}.")
 
 
 def _cost(report: Mapping[str, Any]) -> str:
@@ -409,13 +427,17 @@ def _cost(report: Mapping[str, Any]) -> str:
 
 def _data(data: Mapping[str, Any]) -> str:
     shape = data["image_shape"]
-    counts = (
-        f"{data['labeled'] or 0:,} labeled images; {data['unlabeled'] or 0:,} to learn from "
-        f"without a label, the labeled ones among them; {data['val'] or 0:,} for validation; "
-        + (f"{data['test']:,} for the test" if data["test"] else "no test set")
-    )
+    if data["labeled"] is None:
+        files = data.get("files")
+        counts = "The images were not divided" + (f"; {files:,} files were found" if files else "")
+    else:
+        counts = (
+            f"{data['labeled']:,} labeled images; {data['unlabeled'] or 0:,} to learn from "
+            f"without a label, the labeled ones among them; {data['val'] or 0:,} for validation; "
+            + (f"{data['test']:,} for the test" if data["test"] else "no test set")
+        )
     parts = [f"<h2>Data</h2><p>{counts}."]
-    if shape:
+    if shape and data["classes"]:
         parts.append(f" {len(data['classes'])} classes, {' x '.join(map(str, shape))} pixels.")
     parts.append("</p>")
     skipped = data.get("skipped") or []
@@ -425,11 +447,26 @@ def _data(data: Mapping[str, Any]) -> str:
         parts.append(f"<h3>Files skipped: {len(skipped):,}</h3><div class=tall>{listed}</div>")
     duplicates = data.get("duplicates") or []
     if duplicates:
-        items = "".join(f"<li>{text(each)}</li>" for each in duplicates[:MOST_LISTED])
-        parts.append(f"<h3>Duplicates: {len(duplicates):,}</h3><ul class=tall>{items}</ul>")
+        rows = [_duplicate(each) for each in duplicates[:MOST_LISTED]]
+        listed = table(["the same picture", "copies", "class", "what was done"], rows)
+        parts.append(f"<h3>Duplicates: {len(duplicates):,}</h3><div class=tall>{listed}</div>")
+    if alone := (data.get("duplicate_counts") or {}).get("unlabeled_copies"):
+        parts.append(
+            f"<p>{alone:,} more copies are among the unlabeled images alone, and stay.</p>"
+        )
     if max(len(skipped), len(duplicates)) > MOST_LISTED:
         parts.append("<p class=dim>The whole lists are in report.json.</p>")
     return "".join(parts)
+
+
+def _duplicate(group: Mapping[str, Any]) -> list[str]:
+    """A row of one picture: its files, how many in which set, its classes, what was done."""
+    paths, sets = group["paths"], group["sets"]
+    files = [text(path) for path in paths]
+    if (more := sum(sets.values()) - len(paths)) > 0:
+        files.append(f"and {more:,} more")
+    copies = ", ".join(f"{number:,} {name}" for name, number in sets.items())
+    return ["<br>".join(files), copies, text(", ".join(group["classes"])), text(group["done"])]
 
 
 def _again(report: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from kdfm_ray.store import Artifact
 from kdfm_ray.types import Event, UserError
 
 ROLES = ("baseline", "outer", "longer", "inner")
-BEGUN = "begun.json"
+BEGUN, REPORT = "begun.json", "report.json"
 LATER_STAGES = ("select.", "inner.")  # settings that no earlier stage depends on
 
 
@@ -38,6 +38,7 @@ class RunFolder:
         self._lock = threading.RLock()
         self._tensorboard: Any = None
         self._failed = False  # to write a line
+        self._refused = False  # by open: what lies in the folder is another's
         self.note = _check_same_run(path, config)  # what is different from an unfinished run here
 
     def open(self, begun: dict[str, str] | None = None) -> None:
@@ -51,7 +52,9 @@ class RunFolder:
                 same; says what.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        self._refused = True
         _check_same_start(self.path, begun or {})
+        self._refused = False
         # The config first: a folder without one holds no run.
         write_whole(self.path / "config.yaml", self._config.to_yaml())
         write_whole(self.path / BEGUN, json.dumps(begun or {}, indent=1) + "\n")
@@ -115,11 +118,23 @@ class RunFolder:
                 },
             },
         )
-        write_whole(self.path / "report.json", json.dumps(report, indent=1) + "\n")
+        write_whole(self.path / REPORT, json.dumps(report, indent=1) + "\n")
         self.close()
 
+    @property
+    def may_be_left(self) -> bool:
+        """Whether a run that ends early may write here: no finished run's report is replaced."""
+        return not (self._refused or _is_finished(self.path))
+
+    def leave(self, report: dict[str, Any]) -> None:
+        """Write the report of a run that ended early, as far as it goes."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / BEGUN).exists():  # so early that ``open`` was not called
+            write_whole(self.path / "config.yaml", self._config.to_yaml())
+        write_whole(self.path / REPORT, json.dumps(report, indent=1) + "\n")
+
     def close(self) -> None:
-        """Flush what is still open."""
+        """Flush what is still open; nothing is plotted any more."""
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
@@ -163,7 +178,9 @@ def _check_same_run(path: Path, config: Config) -> str:
         for name in new
         if new[name] != old.get(name)
     }
-    finished = (path / "report.json").is_file()
+    finished = _is_finished(path)
+    if not finished and not (path / BEGUN).exists() and not (path / "metrics.jsonl").exists():
+        return ""  # it failed before there was anything to go on from
     if not finished and all(name.startswith(LATER_STAGES) for name in changed):
         return f"going on with the unfinished run in {path}; {'; '.join(changed.values())}"
     kind = "a run" if finished else "an unfinished run"
@@ -171,6 +188,33 @@ def _check_same_run(path: Path, config: Config) -> str:
         f"{path} holds {kind} with another config ({'; '.join(changed.values())}): give another "
         "folder with --out (stages that both have in common are not done again), or delete that one"
     )
+
+
+def read_report(path: Path) -> dict[str, Any] | None:
+    """The content of ``report.json``; ``None`` where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = path / REPORT
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged: it holds no JSON object")
+    return found
+
+
+def _is_finished(path: Path) -> bool:
+    """Whether there is a report of a run that came to its end, damaged or not."""
+    try:
+        report = read_report(path)
+    except UserError:
+        return True
+    return report is not None and bool(report.get("finished", True))
 
 
 def _check_same_start(path: Path, begun: dict[str, str]) -> None:

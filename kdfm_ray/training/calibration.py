@@ -41,6 +41,17 @@ def fit_temperature(logits: Float32[np.ndarray, "n k"], truth: Int64[np.ndarray,
     return float(1 / brentq(slope, low, high, xtol=1e-9))
 
 
+def logits_of(probs: Float32[np.ndarray, "n k"]) -> Float32[np.ndarray, "n k"]:
+    """Logits of these probabilities, but for a constant of each row, which changes nothing."""
+    return np.log(np.maximum(probs, np.float32(1e-38)))
+
+
+def calibrated(probs: Float32[np.ndarray, "n k"], temperature: float) -> Float32[np.ndarray, "n k"]:
+    """The probabilities that the same logits give when they are divided by the temperature."""
+    found: np.ndarray = softmax(logits_of(probs).astype(np.float64) / temperature, axis=1)
+    return found.astype(np.float32)
+
+
 def loss_and_error(
     logits: Float32[np.ndarray, "n k"], truth: Int64[np.ndarray, " n"], temperature: float
 ) -> tuple[float, float]:

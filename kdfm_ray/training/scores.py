@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from kdfm_ray.training.calibration import calibrated, fit_temperature, logits_of
+
 BINS = 10  # of confidence, equally wide
 MOST_CLASSES = 128  # of which a whole confusion matrix is kept
 MOST_CONFUSED = 20  # pairs of classes that are named
@@ -63,6 +65,27 @@ def reliability(
         "confidence": _shares(sums, count),
         "accuracy": _shares(hits, count),
         "ece": float(np.abs(sums - hits).sum() / len(confidence)),
+    }
+
+
+def score_calibrated(
+    val_probs: Float32[np.ndarray, "m k"],
+    val_truth: Int64[np.ndarray, " m"],
+    probs: Float32[np.ndarray, "n k"],
+    truth: Int64[np.ndarray, " n"],
+) -> dict[str, Any]:
+    """What a temperature that is fitted to ``m >= 1`` validation images makes of confidence.
+
+    Returns:
+        ``temperature``; ``images``, to which it was fitted; ``reliability`` of the calibrated
+        predictions, whose classes are the same.
+    """
+    temperature = fit_temperature(logits_of(val_probs), val_truth)
+    confidence = calibrated(probs, temperature).max(axis=1)
+    return {
+        "temperature": temperature,
+        "images": len(val_truth),
+        "reliability": reliability(confidence, probs.argmax(axis=1) == truth),
     }
 
 

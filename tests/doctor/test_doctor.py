@@ -1,6 +1,7 @@
 """What kdfm doctor says of machines that are fit, and of those that are not."""
 
 import json
+import os
 from collections import namedtuple
 from types import SimpleNamespace
 
@@ -19,7 +20,8 @@ def test_this_machine_is_fit(tmp_path, monkeypatch):
     found = list(examine(str(tmp_path / "store")))
     assert not failed(found), as_lines(found)
     names = {each.name for each in found}
-    assert {"Python", "torch", "GPU", "FAISS", "shared memory", "Ray", "ports", "store"} <= names
+    assert {"Python", "torch", "GPU", "FAISS", "shared memory", "Ray", "ports"} <= names
+    assert {"object store", "store"} <= names
     assert all(each.mend for each in found if each.state is not State.OK)
     assert list((tmp_path / "store").iterdir()) == [], "nothing is left behind"
 
@@ -85,22 +87,150 @@ def listening(*servers):
     ]
 
 
+COMMANDS = {  # pid -> command line, as they are seen while Ray runs
+    1: ["/x/ray/core/src/ray/gcs/gcs_server", "--log_dir=/tmp/ray/dashboard/dashboard.py.log"],
+    2: ["/x/ray/core/src/ray/raylet/raylet", "--raylet_socket_name=/tmp/ray/s/sockets/raylet"],
+    3: ["/x/bin/python", "-u", "/x/ray/dashboard/dashboard.py", "--host=0.0.0.0"],
+    4: ["/x/bin/python", "/x/ray/setup_worker.py", "-m", "ray.util.client.server", "--port=10001"],
+    5: ["ray::DashboardAgent"],
+    6: ["nginx: master process"],
+    7: ["/x/bin/python", "serve.py", "--socket=/tmp/ray/s/sockets/raylet"],
+}
+
+
+class Seen:
+    """A process of that table; 8 is another user's, 9 is gone."""
+
+    def __init__(self, pid):
+        if pid == 9:
+            raise cluster.psutil.NoSuchProcess(pid)
+        self.pid = pid
+
+    def cmdline(self):
+        if self.pid == 8:
+            raise cluster.psutil.AccessDenied(self.pid)
+        return COMMANDS[self.pid]
+
+
 @pytest.mark.parametrize(
     ("servers", "state", "told"),
     [
-        ([("127.0.0.1", 8265, "dashboard")], "ok", "no server"),
-        ([("::ffff:127.0.0.1", 6379, "gcs_server")], "ok", "no server"),
-        ([("0.0.0.0", 8265, "nginx")], "ok", "no server"),
-        ([("0.0.0.0", 8265, "dashboard")], "warning", "the dashboard is open to the network"),
-        ([("10.0.0.3", 6379, "gcs_server")], "warning", "open to the network: 6379 (gcs_server)"),
+        ([("127.0.0.1", 8265, 3)], "ok", "no server"),
+        ([("::ffff:127.0.0.1", 6379, 1), ("127.0.0.1", 22, None)], "ok", "no server"),
+        ([("0.0.0.0", 8265, 6), ("0.0.0.0", 80, 7), ("::", 81, 9)], "ok", "no server"),
+        ([("0.0.0.0", 8265, 3)], "warning", "the dashboard is open to the network"),
+        ([("::", 10001, 4)], "warning", "the Ray client server is open to the network: 10001"),
+        ([("10.0.0.3", 6379, 1)], "warning", "open to the network: 6379 (control store)"),
+        ([("0.0.0.0", 40001, 2), ("::", 52365, 5)], "warning", "40001 (raylet), 52365 (ray::Dash"),
+        ([("0.0.0.0", 22, None), ("::", 5432, 8)], "unknown", "who has port 22, 5432 cannot be"),
+        ([("::", 8265, None)], "warning", "cannot be seen: 8265 (perhaps the dashboard)"),
+        ([("::", 10001, 8)], "warning", "cannot be seen: 10001 (perhaps the Ray client server)"),
     ],
 )
 def test_ports(servers, state, told, monkeypatch):
     monkeypatch.setattr(cluster.psutil, "net_connections", lambda kind: listening(*servers))
-    monkeypatch.setattr(cluster, "_name", lambda pid: pid)
+    monkeypatch.setattr(cluster.psutil, "Process", Seen)
     found = cluster.ports()
     assert found.state == state
     assert told in found.text
+    assert bool(found.mend) == (state != "ok")
+
+
+def test_ports_that_cannot_be_listed_are_unknown(monkeypatch):
+    def denied(kind):
+        raise cluster.psutil.AccessDenied
+
+    monkeypatch.setattr(cluster.psutil, "net_connections", denied)
+    found = cluster.ports()
+    assert (found.state, failed([found])) == (State.UNKNOWN, False)
+    assert "sudo" in found.mend
+
+
+@pytest.mark.parametrize(
+    ("sizes", "state", "told"),
+    [
+        ([4 * GIB], "ok", "its node with 4.0 GiB"),
+        ([4 * GIB, 8 * GIB], "ok", "2 nodes with 4.0 GiB to 8.0 GiB a node, 12.0 GiB in all"),
+        ([4 * GIB, GIB // 4], "warning", "what does not fit is written to disk"),
+        ([GIB // 32], "error", "Ray needs 75 MiB"),
+        ([], "unknown", "no node tells"),
+    ],
+)
+def test_object_stores_of_a_cluster(sizes, state, told, monkeypatch):
+    live = [{"Alive": True, "Resources": {"CPU": 1, "object_store_memory": s}} for s in sizes]
+    dead = {"Alive": False, "Resources": {"object_store_memory": 1.0}}
+    monkeypatch.setattr("ray.nodes", lambda: [*live, dead])
+    found = cluster._of_cluster()
+    assert (found.name, found.state) == ("object store", state)
+    assert told in found.text
+    assert bool(found.mend) == (state != "ok")
+
+
+def test_the_object_store_that_ray_would_have_here(monkeypatch):
+    monkeypatch.setattr("ray._private.utils.estimate_available_memory", lambda: 10 * GIB)
+    monkeypatch.setattr("ray._private.utils.get_shared_memory_bytes", lambda: 64 * GIB)
+    found = cluster.object_store()
+    assert found == ok("object store", "a Ray that is started here would take 3.0 GiB")
+
+
+@pytest.mark.parametrize("version", [2, 1])
+def test_memory_of_a_container(version, tmp_path, monkeypatch):
+    """Its limit counts, and what it has taken; caches are given up at need."""
+    (tmp_path / "memory").mkdir()
+    limit, usage, stat, cache = machine.CGROUPS[2 - version]
+    (tmp_path / limit).write_text(f"{4 * GIB}\n")
+    (tmp_path / usage).write_text(f"{3 * GIB}\n")
+    (tmp_path / stat).write_text(f"anon 5\n{cache} {2 * GIB}\n")
+    seen = SimpleNamespace(total=64 * GIB, available=50 * GIB)
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: seen)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    assert machine.memory() == ok("memory", "3.0 of 4.0 GiB free")
+    (tmp_path / usage).write_text(f"{5 * GIB}\n")
+    found = machine.memory()
+    assert (found.state, found.text) == (State.WARNING, "1.0 of 4.0 GiB free")
+    assert found.mend
+    (tmp_path / limit).write_text("max\n" if version == 2 else f"{2**63 - 4096}\n")
+    assert machine.memory() == ok("memory", "50.0 of 64.0 GiB free")
+
+
+def test_a_weights_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(machine.os, "access", lambda path, mode: False)
+    found = machine.weights()
+    assert found.state is State.WARNING
+    assert "HF_HOME" in found.mend
+    (tmp_path / "hub" / "models--timm--tf_efficientnet_lite0.in1k").mkdir(parents=True)
+    assert machine.weights().state is State.OK
+
+
+def test_libraries_that_are_missing(monkeypatch):
+    def missing(name):
+        raise machine.PackageNotFoundError(name)
+
+    monkeypatch.setattr(machine, "version", missing)
+    found = machine.libraries()
+    assert found.state is State.ERROR
+    assert "timm" in found.text
+    assert found.mend == "pip install kdfm_ray"
+
+
+@pytest.mark.parametrize(("version", "state"), [("2.60.1", "ok"), ("2.61.0", "warning")])
+def test_versions_of_ray(version, state, monkeypatch):
+    monkeypatch.setattr(cluster, "version", lambda name: version)
+    found = cluster.ray_version()
+    assert found.state == state
+    assert bool(found.mend) == (state != "ok")
+
+
+def test_a_large_upload(tmp_path, monkeypatch):
+    file = tmp_path / "large.bin"
+    file.touch()
+    monkeypatch.setattr("kdfm_ray.jobs.submit.job_files", lambda preset: [file])
+    assert cluster.upload().state is State.OK
+    os.truncate(file, 200 * 2**20)  # takes no room
+    found = cluster.upload()
+    assert (found.state, found.text) == (State.WARNING, "1 files, 200.0 MiB")
+    assert found.mend
 
 
 def test_a_cluster_that_is_not_there(tmp_path, monkeypatch):
@@ -114,8 +244,9 @@ def test_a_store_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     file = tmp_path / "file"
     file.write_text("")
-    found = cluster.cluster_and_store(str(file / "store"))[1]
+    found = cluster.cluster_and_store(str(file / "store"))[-1]
     assert (found.name, found.state) == ("store", State.ERROR)
+    assert found.mend
 
 
 def test_a_look_that_breaks_is_an_error_of_its_own(tmp_path, monkeypatch):

@@ -104,6 +104,9 @@ def test_two_folders_of_ones_own(pets):
     assert report["scored_on"] == "test"
     assert report["scores"]["inner"]["confusion"] == [[5, 0], [0, 5]]
     assert set(report["compared"]) == {"labeled_only", "outer"}
+    for score in report["scores"].values():
+        assert score["calibrated"]["images"] == report["data"]["val"]
+        assert sum(score["calibrated"]["reliability"]["count"]) == score["count"] == 10
     assert report["overridden"]["looked_at"] == 40
     assert run.classes == ["cat", "dog"]
     assert report["data"]["labeled"] + report["data"]["val"] == 16
@@ -131,6 +134,7 @@ def test_two_folders_of_ones_own(pets):
     assert again.report["val_accuracy"]["inner"] is not None
     assert "baseline" not in again.report["stages"]
     assert again.report["scored_on"] == "val"
+    assert again.report["scores"]["inner"]["calibrated"]["images"] == again.report["data"]["val"]
     assert "There is no test set" in (again.path / "report.html").read_text()
 
     # A run that fails leaves its page, with what there is.
@@ -147,7 +151,13 @@ def test_two_folders_of_ones_own(pets):
     page = (pets / "run3" / "report.html").read_text()
     assert "the trusted subset is empty" in page
     assert "Map of the images" in page
-    assert not (pets / "run3" / "report.json").exists()
+    report = json.loads((pets / "run3" / "report.json").read_text())
+    assert report["finished"] is False
+    assert "the trusted subset is empty" in report["failed"]
+    assert report["val_accuracy"] == {"outer": again.report["val_accuracy"]["outer"]}
+    assert report["data"]["unlabeled"] == again.report["data"]["unlabeled"]
+    with pytest.raises(UserError, match=r"ended early.*the trusted subset is empty"):
+        kdfm.load(pets / "run3")
 
 
 def test_an_interrupted_run_goes_on_after_its_last_finished_stage(pets, monkeypatch):
@@ -170,8 +180,9 @@ def test_an_interrupted_run_goes_on_after_its_last_finished_stage(pets, monkeypa
         patch.setattr(label.Labeler, "rows", interrupt)
         with pytest.raises(KeyboardInterrupt):
             kdfm.train(**arguments)
-    assert not (pets / "run" / "report.json").exists()
-    assert "It was interrupted." in (pets / "run" / "report.html").read_text()
+    left = json.loads((pets / "run" / "report.json").read_text())
+    assert (left["finished"], left["failed"]) == (False, "it was interrupted")
+    assert "it was interrupted" in (pets / "run" / "report.html").read_text()
     with monkeypatch.context() as patch:  # and one without a map is as good a run
 
         def broken(*_, **__):
@@ -182,6 +193,8 @@ def test_an_interrupted_run_goes_on_after_its_last_finished_stage(pets, monkeypa
     assert "pictures" not in run.report["stages"]
     assert "Map of the images" not in (run.path / "report.html").read_text()
     assert run.report["reused"] == ["data", "baseline", "outer"]
+    assert (run.report["finished"], run.report["failed"]) == (True, None)
+    assert kdfm.load(run.path).report == run.report
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {"baseline", "outer", "inner"}
 

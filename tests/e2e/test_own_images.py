@@ -1,5 +1,6 @@
 """Images of one's own, as people have them: what is skipped, what is left out, what is trained."""
 
+import html
 import json
 import os
 import shutil
@@ -62,21 +63,41 @@ def test_hostile_files_end_in_a_model_and_an_exact_list(tmp_path, rng):
     expected = write_bad(tmp_path, rng)
     others = write_others(tmp_path)
     write_copies(tmp_path, rng)
-    run = kdfm.train(
+    arguments = {
         **{name: tmp_path / name for name in ("labeled", "unlabeled", "test")},
-        model="wrn_10_2",
-        out=tmp_path / "run",
-        store=str(tmp_path / "store"),
-        settings=TINY | {"data.max_skipped": 0.2},
-        progress=False,
-    )
-    data = json.loads((run.path / "report.json").read_text())["data"]
-    found = {item["path"].removeprefix(f"{tmp_path}/"): item["reason"] for item in data["skipped"]}
+        "model": "wrn_10_2",
+        "out": tmp_path / "run",
+        "store": str(tmp_path / "store"),
+        "progress": False,
+    }
     by_name = {f"unlabeled/{name}" for name in others}
-    assert set(found) == set(expected) | by_name
+
+    def check_list():
+        data = json.loads((tmp_path / "run" / "report.json").read_text())["data"]
+        skipped = {
+            item["path"].removeprefix(f"{tmp_path}/"): item["reason"] for item in data["skipped"]
+        }
+        assert set(skipped) == set(expected) | by_name
+        for path, reason in expected.items():
+            assert reason in skipped[path], (path, skipped[path])
+        return data, skipped
+
+    # Above the limit: nothing is trained, but the whole list is left.
+    with pytest.raises(UserError, match=r"more than data\.max_skipped = 0\.05 allows"):
+        kdfm.train(**arguments, settings=TINY | {"train.steps": 5})
+    failed = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert failed["finished"] is False
+    assert "cannot be used" in failed["failed"]
+    data, found = check_list()
+    assert (data["name"], data["files"], data["labeled"]) == ("folders", 133, None)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "This run ended early." in page
+    assert all(html.escape(item["path"]) in page for item in data["skipped"])
+
+    # The same folder takes a mended command, with any settings.
+    run = kdfm.train(**arguments, settings=TINY | {"data.max_skipped": 0.2})
     assert len(expected) >= 15
-    for path, reason in expected.items():
-        assert reason in found[path], (path, found[path])
+    data, found = check_list()
     assert all(found[path].startswith("not an image by its name") for path in by_name)
     assert data["non_images"] == {
         ".db": 1, ".json": 1, ".mp4": 1, ".part": 1, ".png": 1, ".txt": 1, "none": 1, "hidden": 2
@@ -113,6 +134,11 @@ def test_hostile_files_end_in_a_model_and_an_exact_list(tmp_path, rng):
     )
     assert not list((tmp_path / "store" / "states").rglob("*.npz"))
 
+    # The report of a finished run is not replaced by that of one that fails.
+    with pytest.raises(UserError, match=r"more than data\.max_skipped"):
+        kdfm.train(**arguments, settings=TINY)
+    assert kdfm.load(run.path).report == run.report
+
 
 def test_too_many_bad_files_stop_the_run_and_none_are_read_again(tmp_path, rng, monkeypatch):
     write_good(tmp_path, rng)
@@ -135,6 +161,27 @@ def test_too_many_bad_files_stop_the_run_and_none_are_read_again(tmp_path, rng, 
     assert again.facts["reused"]
     with pytest.raises(UserError, match=r"max_skipped = 0.1 allows"):
         prepared(tmp_path / "store", data_of(tmp_path, max_skipped=0.1))
+
+
+def test_a_run_whose_images_cannot_be_divided_says_what_it_found(tmp_path, rng):
+    for kind in ("cat", "dog"):
+        (tmp_path / "labeled" / kind).mkdir(parents=True)
+        picture(rng, (200, 0, 0)).save(tmp_path / "labeled" / kind / f"{kind}.png")
+    (tmp_path / "labeled" / "cat" / "empty.png").touch()
+    with pytest.raises(UserError, match="num_labels"):
+        kdfm.train(
+            labeled=tmp_path / "labeled",
+            model="wrn_10_2",
+            out=tmp_path / "run",
+            store=str(tmp_path / "store"),
+            settings=TINY | {"data.max_skipped": 0.5, "data.num_labels": 900},
+            progress=False,
+        )
+    data = json.loads((tmp_path / "run" / "report.json").read_text())["data"]
+    assert data["skipped"] == [
+        {"path": str(tmp_path / "labeled" / "cat" / "empty.png"), "reason": "empty (0 bytes)"}
+    ]
+    assert data["classes"] == ["cat", "dog"]
 
 
 def test_a_changed_file_is_read_again_and_a_moved_folder_is_not(tmp_path, rng):

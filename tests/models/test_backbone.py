@@ -212,7 +212,8 @@ def test_a_classifier_of_other_classes_starts_at_random(tmp_path):
     assert network.backbone.classifier.out_features == 4
     assert torch.equal(network.backbone.conv_stem.weight, source.backbone.conv_stem.weight)
     assert network.notes == (
-        f"{file}: its classifier was for other classes; this one starts at random",
+        f"{file}: its classifier was for other classes, so this one starts at random: as it "
+        "should, unless those weights were of your classes",
     )
     same = make("test_efficientnet", pretrained=file)
     assert same_weights(network, same)

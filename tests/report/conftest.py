@@ -9,7 +9,7 @@ from PIL import Image
 
 from kdfm_ray.jobs.pictures import FATES, thumbnail
 from kdfm_ray.report.verdict import verdict
-from kdfm_ray.training.scores import compare, score
+from kdfm_ray.training.scores import compare, score, score_calibrated
 
 STAGES = ("data", "baseline", "outer", "label", "select", "inner", "evaluate", "pictures")
 ROLES = {"labeled_only": 0.4, "outer": 0.6, "inner": 0.8}  # how often the true class is found
@@ -31,7 +31,7 @@ class Made:
             "test_accuracy": accuracy if test else dict.fromkeys(roles),
             "val_accuracy": accuracy,
             "scored_on": "test" if test else "val",
-            "scores": {role: score(found, true) for role, found in probs.items()},
+            "scores": {role: self._score(found, true) for role, found in probs.items()},
             "compared": {r: compare(right["inner"], right[r]) for r in roles if r != "inner"},
             "selection": self._selection(truth, clusterer),
             "overridden": {
@@ -49,6 +49,21 @@ class Made:
                 "val": 100,
                 "test": n if test else None,
                 "skipped": [{"path": "pets/<odd> name.png", "reason": "zero bytes"}],
+                "duplicates": [
+                    {
+                        "paths": ["pets/<cat>/a.png", "test/cat/a.png"],
+                        "sets": {"labeled": 1, "test": 1},
+                        "classes": ["c0"],
+                        "done": "left out of training",
+                    },
+                    {
+                        "paths": [f"spare/{number}.png" for number in range(10)],
+                        "sets": {"labeled": 2, "unlabeled": 1_200},
+                        "classes": ["c0", "class <1> & more"],
+                        "done": "kept once, unlabeled",
+                    },
+                ],
+                "duplicate_counts": {"unlabeled_copies": 1234},
             },
             "stages": dict.fromkeys(stages, 100.0),
             "images_per_second": {"outer": 1234.5, "inner": 1200.0, "label": 5000.0},
@@ -68,6 +83,9 @@ class Made:
         self.report["verdict"] = verdict(self.report)
         self.lines = self._lines(roles, truth)
         self.pictures = self._pictures(classes, truth, clusterer)
+
+    def _score(self, probs, true):
+        return score(probs, true) | {"calibrated": score_calibrated(probs, true, probs, true)}
 
     def _probs(self, true, share):
         classes = len(self.classes)

@@ -118,7 +118,8 @@ def test_the_page_of_a_sweep_in_a_browser(tmp_path, width):
 def test_the_page_in_a_browser(made, tmp_path, width, classes):
     given = made(classes)
     given.report["data"]["skipped"].append({"path": "deep/" * 40 + "x.png", "reason": "odd"})
-    document = report_page(given.report, given.lines, given.pictures, "for " + "ever" * 60)
+    given.report |= {"finished": False, "failed": "for " + "ever" * 60}
+    document = report_page(given.report, given.lines, given.pictures)
     shot, console, asked = browse(tmp_path / "browser", document, width, 3000)
     assert len(console) == 1, console
     _, whole, images = console[0].split()

@@ -1,6 +1,7 @@
 """The live view: bars on a terminal, lines elsewhere, and never an exception."""
 
 import io
+import re
 
 from rich.console import Console
 
@@ -27,6 +28,7 @@ EVENTS = [
     },
     {"stage": "baseline", "state": "reused"},
     {"stage": "outer", "state": "start"},
+    {"stage": "outer", "step": 2, "total": 10, "val_accuracy": 0.5},
     {"stage": "outer", "step": 5, "total": 10, "loss": 1.25, "mask_rate": 0.5},
     {"stage": "outer", "step": 10, "total": 10, "val_accuracy": 0.875},
     {"stage": "outer", "state": "done"},
@@ -49,26 +51,53 @@ def show(terminal):
 
 
 def test_lines_where_there_is_no_terminal():
-    lines = show(terminal=False).splitlines()
+    lines = re.sub(r"after \d\.\d s", "after 0.1 s", show(terminal=False)).splitlines()
     assert lines == [
-        "data and split: done  100 labeled  1,295 unlabeled  143 validation  no test",
+        "data and split: begins",
+        "data and split: done after 0.1 s  100 labeled  1,295 unlabeled  143 validation  no test",
         "precision and layout: bf16 channels_last (measured; an update: bf16 channels_last "
         "0.250 s, fp32 contiguous 1.500 s)",
         "labeled-only network: done before, reused from the store",
-        "FixMatch (outer) network: done  validation 87.5%",
-        "pseudo labels: done",
+        "FixMatch (outer) network: begins",
+        "FixMatch (outer) network: done after 0.1 s  validation 87.5%  loss 1.250  mask 50%",
+        "pseudo labels: begins",
+        "pseudo labels: done after 0.1 s",
     ]
 
 
 def test_a_line_at_intervals(monkeypatch):
     monkeypatch.setattr(live, "LINE_SECONDS", 0.0)
-    assert "FixMatch (outer) network: 5/10  loss 1.250  mask 50%" in show(terminal=False)
+    shown = show(terminal=False)
+    assert "FixMatch (outer) network: 2/10  validation 50.0%\n" in shown, "no time to tell yet"
+    numbers = "validation 50.0%  loss 1.250  mask 50%"
+    assert re.search(rf"network: 5/10  {numbers}  about \S+ s left\n", shown)
+    assert "FixMatch (outer) network: 10/10  validation 87.5%  loss 1.250  mask 50%\n" in shown
+
+
+def test_time_left_is_of_the_pace_since_the_stage_went_on(monkeypatch):
+    """What an earlier try did took no time of this one."""
+    now = [100.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(live, "LINE_SECONDS", 0.0)
+    output = io.StringIO()
+    with LiveView(Console(file=output, force_terminal=False, width=140)) as view:
+        view({"stage": "outer", "resumed": 500, "total": 1000})
+        for step, seconds in ((510, 30.0), (520, 20.0), (600, 160.0)):
+            now[0] += seconds
+            view({"stage": "outer", "step": step, "total": 1000, "loss": 1.0})
+    lines = output.getvalue().splitlines()
+    assert lines[-3:] == [
+        "FixMatch (outer) network: 510/1000  loss 1.000",
+        "FixMatch (outer) network: 520/1000  loss 1.000  about 16.0 min left",
+        "FixMatch (outer) network: 600/1000  loss 1.000  about 13.3 min left",
+    ]
 
 
 def test_bars_on_a_terminal():
     text = show(terminal=True)
     assert "FixMatch (outer) network" in text
     assert "10/10" in text
+    assert "validation 87.5%  loss 1.250  mask 50%" in re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert "1295/1295" in text
 
 

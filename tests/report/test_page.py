@@ -73,6 +73,47 @@ def test_a_whole_page(made, classes):
     assert ("Confusion matrix" in words) == (classes <= 128)
 
 
+def test_confidence_before_and_after_calibration(made):
+    report = made(3).report
+    own = report["scores"]["inner"]
+    own["reliability"]["ece"], own["calibrated"]["reliability"]["ece"] = 0.123, 0.045
+    words = read(report_page(report, []))
+    before, after = words.index("Reliability before"), words.index("Reliability after")
+    assert "Expected calibration error 12.3 points" in words[before:after]
+    assert "Expected calibration error 4.5 points" in words[after:]
+    told = f"by {own['calibrated']['temperature']:.3f}, fitted to 600 validation images"
+    assert told in words[after:]
+    assert "(these)" not in words
+    assert "validation images (these)" in read(report_page(report | {"scored_on": "val"}, []))
+    del own["calibrated"]
+    words = read(report_page(report, []))
+    assert "Without validation images kdfm predict and exported files give the same" in words
+    assert "after calibration" not in words
+
+
+def test_duplicates_are_a_table_that_people_read(made):
+    document = report_page(made(2).report, [])
+    words = read(document)
+    assert "Duplicates: 2" in words
+    assert "1,234 more copies are among the unlabeled images alone" in words
+    (listed,) = re.findall(r"what was done</th>.*?</table>", document)
+    first, second = re.findall(r"<tr>(<td>.*?)</tr>", listed)
+    cells = [re.findall(r"<td>(.*?)</td>", row) for row in (first, second)]
+    assert cells[0] == [
+        "pets/&lt;cat&gt;/a.png<br>test/cat/a.png",
+        "1 labeled, 1 test",
+        "c0",
+        "left out of training",
+    ]
+    assert cells[1][0].endswith("spare/9.png<br>and 1,192 more")
+    assert cells[1][1:] == [
+        "2 labeled, 1,200 unlabeled",
+        "c0, class &lt;1&gt; &amp; more",
+        "kept once, unlabeled",
+    ]
+    assert "{" not in "".join(map("".join, cells))
+
+
 @pytest.mark.parametrize(
     "poorer",
     [
@@ -109,13 +150,14 @@ def test_a_run_that_ended_early_says_why_and_shows_what_there_is(made):
 
     report["verdict"] = verdict(report)
     begun = [line for line in given.lines if line["stage"] == "outer"]
-    words = read(report_page(report, begun, None, "the disk is <full>"))
+    report |= {"finished": False, "failed": "the disk is <full>"}
+    words = read(report_page(report, begun))
     assert "This run ended early." in words
     assert "the disk is <full>" in words
     assert "No verdict yet" in words
     assert "Validation accuracy" in words
     assert "Map of the images" not in words
-    read(report_page(report, [], None, "at once"))
+    read(report_page(report | {"failed": "at once"}, []))
 
 
 def test_a_page_that_cannot_be_drawn_is_one_sentence(made, tmp_path, monkeypatch):

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdfm_ray.config import parse_config
-from kdfm_ray.models.numerics import Numerics
-from kdfm_ray.pipeline import Finished, Plan
+from kdfm_ray.pipeline import Left
 from kdfm_ray.report.data import TIMED, make_report
 from kdfm_ray.report.run_folder import RunFolder
 from kdfm_ray.store import Artifact
@@ -54,8 +53,7 @@ def finished(stages):
         stage: Artifact(stage, "k", lambda: None, lambda s=stage: json.dumps(RECORDS[s]), (), open)
         for stage in stages
     }
-    plan = Plan("d", "s", "b", "o", "m", "l", "t", "i", "e", Numerics())
-    return Finished(CONFIG, plan, {}, artifacts, [], 1.0, {})
+    return Left(CONFIG, {}, artifacts, {}, [], 1.0, {})
 
 
 @given(st.sets(st.sampled_from(sorted(RECORDS))))

@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from kdfm_ray.training.scores import BINS, MOST_CLASSES, compare, reliability, score
+from kdfm_ray.training.scores import (
+    BINS,
+    MOST_CLASSES,
+    compare,
+    reliability,
+    score,
+    score_calibrated,
+)
 
 PROBS = np.array(
     [[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.55, 0.45, 0.0], [0.0, 0.3, 0.7]], dtype=np.float32
@@ -67,3 +74,24 @@ def test_a_pair_of_networks():
     assert clear["high"] - clear["low"] < found["high"] - found["low"]
     few = compare(np.ones(3, bool), np.ones(3, bool))
     assert few["low"] < 0 < few["high"], "three images tell nothing"
+
+
+def test_calibrated_confidence_is_of_the_validation_images_alone():
+    """Sure of 0.99, right in 0.7: a temperature from one half mends the other half."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, 2_000)
+    named = np.where(rng.random(2_000) < 0.7, truth, (truth + 1) % 4)
+    probs = np.full((2_000, 4), 0.01 / 3, np.float32)
+    probs[np.arange(2_000), named] = 0.99
+    val, test = slice(0, 1_000), slice(1_000, None)
+    found = score_calibrated(probs[val], truth[val], probs[test], truth[test])
+    before = score(probs[test], truth[test])["reliability"]
+    assert found["images"] == 1_000
+    assert found["temperature"] > 2
+    assert before["ece"] > 0.25
+    assert found["reliability"]["ece"] < 0.04
+    shares = zip(found["reliability"]["count"], found["reliability"]["accuracy"], strict=True)
+    right = sum(count * share for count, share in shares if count)
+    assert right == pytest.approx((named == truth)[test].sum()), "the same classes"
+    other = score_calibrated(probs[val], truth[val], probs[test], (truth[test] + 1) % 4)
+    assert other["temperature"] == found["temperature"], "the truth of the test chooses nothing"
