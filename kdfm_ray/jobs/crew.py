@@ -210,7 +210,7 @@ class Crew:
         import torch
 
         from kdfm_ray.jobs.train import train_tasks
-        from kdfm_ray.training.runtime import Runtime, Wish
+        from kdfm_ray.training.runtime import Runtime, Wish, keeping_memory
 
         device = torch.device("cuda" if self._session.use_gpu else "cpu")
 
@@ -219,7 +219,8 @@ class Crew:
 
         runtime = Runtime(device=device, emit=self._session.emit, wish=wish)
         threads = self._session.cpus_per_worker
-        train_tasks(tasks, self._config, self._store, runtime, threads=threads)
+        with keeping_memory(device):
+            train_tasks(tasks, self._config, self._store, runtime, threads=threads)
 
     def _start(self) -> None:
         quiet_libraries(self._session)

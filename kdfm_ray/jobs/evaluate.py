@@ -153,7 +153,7 @@ def _probs(how: _How, images: np.ndarray, artifact: Artifact) -> np.ndarray:
     network = how.numerics.place(load_network(artifact.path), device)
     probs, _ = predict(
         network,
-        ImageSource(images, device),
+        ImageSource(images, device, keep="host"),  # each is read once
         np.arange(len(images)),
         batch_size=how.batch_size,
         numerics=how.numerics,

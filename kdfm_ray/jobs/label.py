@@ -105,9 +105,7 @@ def label(
     if advance:
         session.emit({"stage": "label", "advance": advance, "total": count})
     if missing and session.in_process:
-        labeler = Labeler(task, session.emit)
-        for shard in missing:
-            labeler({name: np.array([bound]) for name, bound in shard.items()})
+        _label_here(task, missing, session.emit)
     elif missing:
         _label_by_job(task, missing, session, actors, gpus_per_actor)
     with store.writing("labels", key) as draft:
@@ -126,6 +124,18 @@ def label(
         files.rm(folder, recursive=True)
 
 
+def _label_here(task: LabelTask, shards: list[dict[str, int]], emit: Emit) -> None:
+    """In this process, which gives back the memory that it took."""
+    import torch
+
+    from kdfm_ray.training.runtime import keeping_memory
+
+    with keeping_memory(torch.device("cuda" if task.use_gpu else "cpu")):
+        labeler = Labeler(task, emit)
+        for shard in shards:
+            labeler({name: np.array([bound]) for name, bound in shard.items()})
+
+
 class Labeler:
     """The actor: loads the network once, then turns shards of indices into Parquet files."""
 
@@ -135,6 +145,7 @@ class Labeler:
 
         from kdfm_ray.models.backbone import load_network
         from kdfm_ray.training.batches import ImageSource
+        from kdfm_ray.training.runtime import keep_freed_memory
 
         torch.set_num_threads(task.threads)
         store = Store(task.store)
@@ -142,10 +153,13 @@ class Labeler:
         dataset = store.get("dataset", task.dataset)
         split = store.get("split", task.split)
         device = torch.device("cuda" if task.use_gpu else "cpu")
+        if device.type == "cpu":
+            keep_freed_memory()
         self._network = task.numerics.place(load_network(outer.path), device)
         images = load_images(dataset, "train")
         assert images is not None
-        self._source = ImageSource(images.images, device)
+        # An image is read once: a GPU that kept them all would win nothing.
+        self._source = ImageSource(images.images, device, keep="host")
         self._position = Split.load(split.path / "split.npz").unlabeled_index
         self._task, self._emit = task, emit
 

@@ -6,10 +6,11 @@ go through ``torch.distributed``, which whoever starts several workers has set u
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -47,6 +48,17 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+@contextlib.contextmanager
+def keeping_memory(device: torch.device) -> Iterator[None]:
+    """Within the block, freed memory is kept where a CPU computes; then the system has it back."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    try:
+        yield
+    finally:
+        give_back_memory()
 
 
 def ignore(event: Event) -> None:
