@@ -113,7 +113,12 @@ class Runtime:
         if self.world_size == 1:
             return network
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+        return DistributedDataParallel(
+            network,
+            device_ids=device_ids,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,  # no second copy of the gradients
+        )
 
     def sum_over_workers(self, values: Tensor) -> Tensor:
         """Elementwise sum, in place, the same on all workers."""
