@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from kdfm_ray import keys
 from kdfm_ray.checkpoints import Checkpoints
 from kdfm_ray.config import Config, absolute_paths
-from kdfm_ray.jobs.crew import Crew, TrainTask
+from kdfm_ray.jobs.board import TrainTask
+from kdfm_ray.jobs.crew import Crew
 from kdfm_ray.jobs.interrupts import noting_interrupts
 from kdfm_ray.jobs.session import Session, open_session
 from kdfm_ray.jobs.shared import check_shared
@@ -330,6 +331,7 @@ class _Stages:
                 num_actors=self.config.label.num_actors,
                 gpus_per_actor=self.config.label.gpus_per_actor,
                 max_failures=self.config.faults.max_failures,
+                crew=self.crew,
             )
 
         self._do("label", "labels", self.plan.labels, work)
@@ -341,7 +343,13 @@ class _Stages:
             plan = self.plan
             try:
                 select(
-                    self.session, self.store, self.config, self.prepared, plan.labels, plan.trusted
+                    self.session,
+                    self.store,
+                    self.config,
+                    self.prepared,
+                    plan.labels,
+                    plan.trusted,
+                    crew=self.crew,
                 )
             except UserError as error:
                 outer = f"{self.store.root}/outer/{plan.outer}"
@@ -369,6 +377,7 @@ class _Stages:
                 plan.evaluation,
                 numerics=plan.numerics,
                 batch_size=self.config.label.batch_size,
+                crew=self.crew,
             )
 
         self._do("evaluate", "evaluation", plan.evaluation, work)
@@ -406,6 +415,7 @@ class _Stages:
                 seed=config.seed,
                 numerics=self.plan.numerics,
                 batch_size=config.label.batch_size,
+                crew=self.crew,
             )
 
         self._do_missing("pictures", "pictures", key, work)

@@ -20,6 +20,7 @@ from kdfm_ray.bench.measuring import (
     pick_device,
     pick_numerics,
     positive,
+    reset_peak_memory,
     where,
 )
 from kdfm_ray.bench.pictures import NUM_CLASSES, crops, training_data
@@ -61,6 +62,7 @@ class LabelBench:
             keep_freed_memory()
         pictures = crops(self.count, self.size)
         numerics = pick_numerics(self.model, self.size, self.precision, self.memory_format, device)
+        reset_peak_memory(device)
         network = make_network(self.model, self.size).eval()
         with tempfile.TemporaryDirectory() as folder:
             labeler = self._labeler(network, pictures, folder, numerics, device, threads)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from kdfm_ray.jobs.session import cpu_name
 from kdfm_ray.models.backbone import Network, create_network
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.training.measure import Shape, candidates, measure
+from kdfm_ray.training.runtime import give_back_memory
 from kdfm_ray.types import UserError
 
 
@@ -80,10 +84,29 @@ def where(device: torch.device) -> dict[str, Any]:
     return {"device": device.type, "cpu": cpu_name(), "gpu": gpu, "torch": torch.__version__}
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget what was held before: the choice of numerics is no part of what is measured.
+
+    Of a process this is Linux's to do; elsewhere its peak is of all that it did.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    give_back_memory()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory held so far: by tensors on a GPU, or by this process."""
+    """Most memory held since ``reset_peak_memory``: by tensors on a GPU, or by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

@@ -23,6 +23,7 @@ from kdfm_ray.bench.measuring import (
     pick_device,
     pick_numerics,
     positive,
+    reset_peak_memory,
     where,
 )
 from kdfm_ray.bench.pictures import check_size, crops, training_data
@@ -185,6 +186,7 @@ class _Job:
         torch.set_num_threads(self.threads)
         if runtime.device.type == "cpu":
             keep_freed_memory()
+        reset_peak_memory(runtime.device)
         bench = self.bench
         few = max(NUM_LABELED, bench.global_batch * bench.mu)
         many = min(MAX_IMAGES, MAX_BYTES // (3 * bench.size**2))

@@ -1,8 +1,9 @@
 """Training workers, kept between the trainings of a run: DDP by Ray Train, over gloo or nccl.
 
 Every ``fit()`` of Ray Train starts its processes anew (10 to 20 s). So a crew starts once, and its
-workers take one list of networks after the other from a board. While other stages run they wait,
-where nobody else needs what they hold; elsewhere they leave after each list.
+workers take one list of networks after the other from a board. Where nobody else needs what they
+hold they stay, and do the other stages too: they have imported torch, and a new process would have
+to. Elsewhere they leave after each list.
 
 This module is imported by the driver and by Ray Train's controller, which compute nothing; torch
 comes in when a worker starts.
@@ -17,47 +18,21 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from kdfm_ray.config import Config
+from kdfm_ray.jobs.board import Board, Call, TrainTask, work
 from kdfm_ray.jobs.interrupts import hear_interrupts
 from kdfm_ray.jobs.room import room_now, wait_for_room
 from kdfm_ray.jobs.session import Session, quiet_libraries, start_beside_driver
-from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.remote import arrow_place, open_files
 from kdfm_ray.store import Store
-from kdfm_ray.types import Emit, Role, RunFailed, Stopped, UserError
+from kdfm_ray.types import Emit, RunFailed, Stopped, UserError
 
-if TYPE_CHECKING:
-    from kdfm_ray.training.runtime import Wish
-
-POLL_SECONDS = 0.1  # between a waiting worker's looks at the board
-PREEMPTION_CALLS = 5  # at each so many questions for wishes (one a second) Ray is asked, too
+T = TypeVar("T")
+POLL_SECONDS = 0.1  # between looks at whether the workers are done, at first
 QUIET_SECONDS = 20.0  # without a question by a worker: it is not there, or evaluates
 RESTART_SECONDS = 3.0  # no restart is faster: what fails again within them is the same failure
-
-
-@dataclass(frozen=True)
-class TrainTask:
-    """One network to train, as keys: a worker on any node finds the rest in the store.
-
-    Attributes:
-        role: which network.
-        key: where the result goes.
-        dataset, split: what it is trained on.
-        numerics: as resolved, the same on all workers.
-        trusted: the trusted subset, for the inner network.
-        outer: the outer network, where the inner one starts from its weights.
-    """
-
-    role: Role
-    key: str
-    dataset: str
-    split: str
-    numerics: Numerics
-    trusted: str | None = None
-    outer: str | None = None
 
 
 class Crew:
@@ -80,7 +55,7 @@ class Crew:
         self._board: Any = None
         self._fit: threading.Thread | None = None
         self._errors: list[BaseException] = []
-        self._given = 0  # lists of tasks so far
+        self._given = 0  # pieces of work so far
         self._told_of_silence = False
 
     def __enter__(self) -> Crew:
@@ -117,30 +92,77 @@ class Crew:
                     "command goes on after them"
                 )
 
+    def call(self, function: Callable[..., T], *args: Any, gpu: bool = False) -> T:
+        """As ``Session.call``; one of the workers does it where they wait with nothing to do."""
+        if self._session.keeps_workers and self._alive():
+            done, found = self._ask(Call(function, args))
+            if done:
+                result: T = found[0]
+                return result
+        return self._session.call(function, *args, gpu=gpu)
+
+    def share(self, function: Callable[..., None], *args: Any) -> bool:
+        """Have each worker run a function, which is also given ``rank`` and ``world_size``.
+
+        Returns:
+            Whether it is done. Not so where workers do not stay between stages, or died more often
+            than ``faults.max_failures``.
+        """
+        if not self._session.keeps_workers:
+            return False
+        if not self._alive():  # the next network needs them anyhow
+            self._start()
+        done, _ = self._ask(Call(function, args, by_all=True))
+        return done
+
+    def _ask(self, call: Call) -> tuple[bool, list[Any]]:
+        """Whether the workers did it (else: they are gone), and what they found, by rank."""
+        import ray
+
+        self._give(call)
+        self._wait(lambda: False)
+        if ray.get(self._board.count_done.remote()) < self._given:
+            return False, []
+        error, found = ray.get(self._board.outcome.remote())
+        if error is not None:
+            raise error
+        return True, found
+
     def _train_by_workers(self, tasks: list[TrainTask], interrupt: threading.Event) -> None:
         import ray
 
         if not self._alive():  # not started yet, or ended by somebody else while it waited
             self._wait_for_nodes(interrupt)
             self._start()
-        ray.get(self._board.give.remote(tasks))
+        self._give(tasks)
+        self._wait(lambda: interrupt.is_set() or self._stop(), watch=self._watch_silence)
+        if ray.get(self._board.count_done.remote()) < self._given:
+            raise self._why_not_done()
+        if not self._session.keeps_workers:
+            self.leave()
+
+    def _give(self, piece: list[TrainTask] | Call) -> None:
+        import ray
+
+        ray.get(self._board.give.remote(piece))
         self._given += 1
+
+    def _wait(self, stop: Callable[[], bool], watch: Callable[[], None] = lambda: None) -> None:
+        """Until all that was given is done, or the workers are gone."""
+        import ray
+
         started, asked = time.monotonic(), False
         while self._alive():
             if ray.get(self._board.count_done.remote()) == self._given:
                 break
-            self._watch_silence()
-            if (interrupt.is_set() or self._stop()) and not asked:
+            watch()
+            if not asked and stop():
                 ray.get(self._board.ask_to_stop.remote())
                 started, asked = time.monotonic(), True
             assert self._fit is not None
             # Each look costs the workers some of their processor: the longer, the rarer.
             elapsed = time.monotonic() - started
             self._fit.join(timeout=min(1.0, max(POLL_SECONDS, elapsed / 100)))
-        if ray.get(self._board.count_done.remote()) < self._given:
-            raise self._why_not_done()
-        if not self._session.keeps_workers:
-            self.leave()
 
     def _wait_for_nodes(self, interrupt: threading.Event) -> None:
         if self._session.may_grow:
@@ -210,7 +232,7 @@ class Crew:
         import torch
 
         from kdfm_ray.jobs.train import train_tasks
-        from kdfm_ray.training.runtime import Runtime, Wish
+        from kdfm_ray.training.runtime import Runtime, Wish, keeping_memory
 
         device = torch.device("cuda" if self._session.use_gpu else "cpu")
 
@@ -219,7 +241,8 @@ class Crew:
 
         runtime = Runtime(device=device, emit=self._session.emit, wish=wish)
         threads = self._session.cpus_per_worker
-        train_tasks(tasks, self._config, self._store, runtime, threads=threads)
+        with keeping_memory(device):
+            train_tasks(tasks, self._config, self._store, runtime, threads=threads)
 
     def _start(self) -> None:
         quiet_libraries(self._session)
@@ -242,7 +265,7 @@ class Crew:
         session, storage = self._session, notes_folder(self._session, self._store)
         path, files = arrow_place(storage)
         trainer = TorchTrainer(
-            _work,
+            work,
             train_loop_config={
                 "store": self._store.root,
                 "config": self._config,
@@ -318,138 +341,6 @@ def notes_folder(session: Session, store: Store) -> str:
     import ray
 
     return f"{ray._private.worker._global_node.get_session_dir_path()}/train"
-
-
-class Board:
-    """The actor where the driver puts lists of tasks, and workers look for them."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._lists: list[list[TrainTask]] = []
-        self._done = 0
-        self._closed = False
-        self._to_stop = False
-        self._heard = time.monotonic()  # of a worker
-        self._ended: BaseException | None = None
-
-    def give(self, tasks: list[TrainTask]) -> None:
-        """Add a list for all workers."""
-        self._lists.append(tasks)
-
-    def close(self) -> None:
-        """There will be no more."""
-        self._closed = True
-
-    def ask_to_stop(self) -> None:
-        """Workers save their state after the next update and end."""
-        self._to_stop = True
-
-    def silence(self) -> float:
-        """Seconds since a worker has asked for anything."""
-        return time.monotonic() - self._heard
-
-    def is_to_stop(self) -> bool:
-        """Whether they should."""
-        self._heard = time.monotonic()
-        return self._to_stop
-
-    def end(self, why: BaseException) -> None:
-        """A worker ended for a reason that would not be another when it is started again."""
-        self._ended = self._ended or why
-
-    def why_ended(self) -> BaseException | None:
-        """That reason, if there is one."""
-        return self._ended
-
-    def look(self, number: int) -> tuple[list[TrainTask] | None, bool]:
-        """List ``number`` (from 0) if it is there, and whether it may yet come."""
-        self._heard = time.monotonic()
-        if number < len(self._lists):
-            return self._lists[number], True
-        return None, not self._closed
-
-    def note_done(self, number: int) -> None:
-        """List ``number`` is in the store."""
-        self._done = max(self._done, number + 1)
-
-    def count_done(self) -> int:
-        """How many lists are."""
-        return self._done
-
-
-def _work(loop_config: dict[str, Any]) -> None:
-    """The function that Ray Train runs on each worker: one list of tasks after the other."""
-    import ray
-    import ray.train
-    import ray.train.torch
-
-    from kdfm_ray.jobs.train import train_tasks
-    from kdfm_ray.training.runtime import (
-        Runtime,
-        give_back_memory,
-        ignore,
-        keep_freed_memory,
-    )
-
-    board = loop_config["board"]
-    if ray.get(board.why_ended.remote()) is not None:  # started again for nothing
-        return
-    keep_freed_memory()
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    runtime = Runtime(
-        rank=rank,
-        world_size=world_size,
-        device=ray.train.torch.get_device(),
-        emit=loop_config["emit"] if rank == 0 else ignore,
-        wish=_Wishes(board, rank),
-    )
-    store, config = Store(loop_config["store"]), loop_config["config"]
-    number = ray.get(board.count_done.remote())
-    while True:
-        tasks, may_come = ray.get(board.look.remote(number))
-        if tasks is not None:
-            try:
-                train_tasks(tasks, config, store, runtime, threads=loop_config["threads"])
-            except (Stopped, UserError, FloatingPointError) as why:
-                if rank == 0 or isinstance(why, UserError):
-                    ray.get(board.end.remote(why))
-                if isinstance(why, UserError) and world_size > 1:
-                    raise  # the others may wait for this worker: Ray ends them
-                return
-            if rank == 0:
-                ray.get(board.note_done.remote(number))
-            number += 1
-            give_back_memory()
-        elif may_come:
-            time.sleep(POLL_SECONDS)
-        else:
-            return
-
-
-class _Wishes:
-    """What the user and the cluster want of a worker, for ``Runtime.wish``.
-
-    Ray answers the question after machines that will be taken away to all workers together, so
-    each of them asks at the same calls.
-    """
-
-    def __init__(self, board: Any, rank: int) -> None:
-        self._board, self._rank, self._calls = board, rank, 0
-        self._machine_goes = False
-
-    def __call__(self, updates: int) -> Wish:
-        import ray
-        import ray.train
-
-        from kdfm_ray.training.runtime import Wish
-
-        if updates == 1 or self._calls % PREEMPTION_CALLS == 0:
-            self._machine_goes = ray.train.get_preemption_info() is not None
-        self._calls += 1
-        if self._rank == 0 and ray.get(self._board.is_to_stop.remote()):
-            return Wish.STOP
-        return Wish.SAVE if self._machine_goes else Wish.NONE
 
 
 def _first_cause(error: BaseException, restarts: int) -> BaseException:

@@ -11,6 +11,7 @@ import numpy as np
 
 from kdfm_ray import keys
 from kdfm_ray.data.split import Split
+from kdfm_ray.jobs.crew import Crew
 from kdfm_ray.jobs.prepare import Prepared, load_images
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.models.numerics import Numerics
@@ -28,12 +29,14 @@ def evaluate(
     *,
     numerics: Numerics,
     batch_size: int,
+    crew: Crew | None = None,
 ) -> None:
     """Accuracies (fractions) and other figures of each network (role -> key), see ``score``.
 
     ``test_accuracy`` is ``None`` without a test set; the figures are of validation images then.
+    ``crew`` may help.
     """
-    session.call(
+    (crew or session).call(
         _evaluate,
         store.root,
         prepared.dataset.key,
@@ -163,7 +166,7 @@ def _probs(how: _How, images: np.ndarray, artifact: Artifact) -> np.ndarray:
     network = how.numerics.place(load_network(artifact.path), device)
     probs, _ = predict(
         network,
-        ImageSource(images, device),
+        ImageSource(images, device, keep="host"),  # each is read once
         np.arange(len(images)),
         batch_size=how.batch_size,
         numerics=how.numerics,

@@ -1,4 +1,6 @@
-"""Pseudo labels: one pass of the outer EMA network over every unlabeled image, as a Ray Data job.
+"""Pseudo labels: one pass of the outer EMA network over every unlabeled image.
+
+Training workers that wait do it where there are some; elsewhere it is a Ray Data job.
 
 Each shard of images becomes a Parquet file when it is done, in a folder of its own beside the
 states of trainings; an interrupted pass goes on with the shards that are missing.
@@ -31,13 +33,14 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from kdfm_ray.data.split import Split
+from kdfm_ray.jobs.crew import Crew
 from kdfm_ray.jobs.label_files import PARTS
 from kdfm_ray.jobs.prepare import Prepared, load_images
-from kdfm_ray.jobs.session import Session, quiet_libraries
+from kdfm_ray.jobs.session import Session, goes_on_later, quiet_libraries
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.remote import open_files
 from kdfm_ray.store import Draft, Store
-from kdfm_ray.types import Emit, RunFailed
+from kdfm_ray.types import Emit, RunFailed, UserError
 
 SHARD_IMAGES = 16_384  # at most in one file
 SHARDS = 16  # at least, where batches are small enough for it
@@ -73,10 +76,12 @@ def label(
     num_actors: int | None,
     gpus_per_actor: float = 1.0,
     max_failures: int = 3,
+    crew: Crew | None = None,
 ) -> None:
     """Label every unlabeled image once, with the network under key ``outer``.
 
-    An actor that dies is started again.
+    An actor that dies is started again. Workers of ``crew`` are the actors where they may be and
+    are as many.
 
     Raises:
         RunFailed: actors died on the same images more than ``max_failures`` times.
@@ -105,10 +110,12 @@ def label(
     if advance:
         session.emit({"stage": "label", "advance": advance, "total": count})
     if missing and session.in_process:
-        labeler = Labeler(task, session.emit)
-        for shard in missing:
-            labeler({name: np.array([bound]) for name, bound in shard.items()})
-    elif missing:
+        _label_here(task, missing, session.emit)
+        missing = []
+    if missing and crew is not None and actors == session.scale.num_workers:
+        _label_by_crew(task, missing, session, crew)
+        missing = [shard for shard in missing if not _is_done(files, folder, shard)]
+    if missing:
         _label_by_job(task, missing, session, actors, gpus_per_actor)
     with store.writing("labels", key) as draft:
         _collect(files, folder, bounds, draft)
@@ -126,6 +133,44 @@ def label(
         files.rm(folder, recursive=True)
 
 
+def _label_here(task: LabelTask, shards: list[dict[str, int]], emit: Emit) -> None:
+    """In this process, which gives back the memory that it took."""
+    import torch
+
+    from kdfm_ray.training.runtime import keeping_memory
+
+    with keeping_memory(torch.device("cuda" if task.use_gpu else "cpu")):
+        labeler = Labeler(task, emit)
+        for shard in shards:
+            labeler({name: np.array([bound]) for name, bound in shard.items()})
+
+
+def _label_by_crew(
+    task: LabelTask, shards: list[dict[str, int]], session: Session, crew: Crew
+) -> None:
+    """By training workers, each its share; some shards stay where they cannot, or died too often.
+
+    A job that goes on with those counts the tries so far.
+    """
+    try:
+        crew.share(_label_share, task, shards, session.emit)
+    except (UserError, RunFailed):
+        raise
+    except Exception as error:
+        raise goes_on_later(error) from error
+
+
+def _label_share(
+    task: LabelTask, shards: list[dict[str, int]], emit: Emit, *, rank: int, world_size: int
+) -> None:
+    """Label every ``world_size``-th shard, but for those that a worker before this one has done."""
+    files, folder = open_files(task.folder)
+    files.invalidate_cache()
+    mine = [shard for shard in shards[rank::world_size] if not _is_done(files, folder, shard)]
+    if mine:
+        _label_here(task, mine, emit)
+
+
 class Labeler:
     """The actor: loads the network once, then turns shards of indices into Parquet files."""
 
@@ -135,6 +180,7 @@ class Labeler:
 
         from kdfm_ray.models.backbone import load_network
         from kdfm_ray.training.batches import ImageSource
+        from kdfm_ray.training.runtime import keep_freed_memory
 
         torch.set_num_threads(task.threads)
         store = Store(task.store)
@@ -142,10 +188,13 @@ class Labeler:
         dataset = store.get("dataset", task.dataset)
         split = store.get("split", task.split)
         device = torch.device("cuda" if task.use_gpu else "cpu")
+        if device.type == "cpu":
+            keep_freed_memory()
         self._network = task.numerics.place(load_network(outer.path), device)
         images = load_images(dataset, "train")
         assert images is not None
-        self._source = ImageSource(images.images, device)
+        # An image is read once: a GPU that kept them all would win nothing.
+        self._source = ImageSource(images.images, device, keep="host")
         self._position = Split.load(split.path / "split.npz").unlabeled_index
         self._task, self._emit = task, emit
 

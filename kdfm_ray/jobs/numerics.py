@@ -61,6 +61,7 @@ def _find_or_measure(
     import torch
 
     from kdfm_ray.training.measure import Shape, candidates, describe, measure
+    from kdfm_ray.training.runtime import keeping_memory
 
     store = Store(store_root)
     device = torch.device("cuda" if use_gpu else "cpu")
@@ -94,7 +95,8 @@ def _find_or_measure(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        seconds = measure(network, choices, shape, device)
+        with keeping_memory(device):  # as the training does
+            seconds = measure(network, choices, shape, device)
     finally:
         torch.set_num_threads(before)
     with store.writing(STAGE, key) as draft:

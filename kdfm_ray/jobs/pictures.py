@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from kdfm_ray.data.split import Split
+from kdfm_ray.jobs.crew import Crew
 from kdfm_ray.jobs.label_files import LabelFiles
 from kdfm_ray.jobs.prepare import Prepared, load_images
 from kdfm_ray.jobs.session import Session
@@ -80,8 +81,11 @@ def make_pictures(
     seed: int,
     numerics: Numerics,
     batch_size: int,
+    crew: Crew | None = None,
 ) -> None:
     """Write ``pictures.json`` under ``key``; ``batch_size`` is of the inner network's pass.
+
+    ``crew`` may help.
 
     It holds ``labeled_per_class``; ``map`` (``method``, and of each point ``x``, ``y`` in [0, 1],
     ``predicted``, ``fate``); ``examples`` by fate (``count`` of all, and ``images``: PNG in base64,
@@ -104,7 +108,7 @@ def make_pictures(
         use_gpu=session.use_gpu,
         threads=session.cpus_per_worker,
     )
-    session.call(_make, task, session.emit, gpu=True)
+    (crew or session).call(_make, task, session.emit, gpu=True)
 
 
 def _make(task: PicturesTask, emit: Emit) -> None:

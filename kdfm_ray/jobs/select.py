@@ -8,6 +8,7 @@ import numpy as np
 
 from kdfm_ray.config import Config, SelectConfig
 from kdfm_ray.data.split import Split
+from kdfm_ray.jobs.crew import Crew
 from kdfm_ray.jobs.label_files import LabelFiles
 from kdfm_ray.jobs.prepare import Prepared
 from kdfm_ray.jobs.session import Session
@@ -16,14 +17,21 @@ from kdfm_ray.types import Emit, UserError
 
 
 def select(
-    session: Session, store: Store, config: Config, prepared: Prepared, labels: str, key: str
+    session: Session,
+    store: Store,
+    config: Config,
+    prepared: Prepared,
+    labels: str,
+    key: str,
+    *,
+    crew: Crew | None = None,
 ) -> None:
-    """Choose the trusted subset from the pseudo labels under key ``labels``.
+    """Choose the trusted subset from the pseudo labels under key ``labels``; ``crew`` may help.
 
     Raises:
         UserError: no image can be trusted; says which thresholds to try.
     """
-    session.call(
+    (crew or session).call(
         _select,
         store.root,
         config,

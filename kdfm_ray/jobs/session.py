@@ -265,10 +265,7 @@ def open_session(
         cause = _innermost(error)
         if isinstance(cause, UserError | RunFailed):
             raise cause from error
-        raise RunFailed(
-            f"{_in_a_line(cause)}. What is finished or saved stays in the store, and the same "
-            "command goes on from it"
-        ) from error
+        raise goes_on_later(cause) from error
     finally:
         if ours:
             ray.shutdown()
@@ -279,6 +276,14 @@ def _innermost(error: BaseException) -> BaseException:
     """What a task raised: Ray wraps it, and Ray Data wraps that."""
     inner = getattr(error, "cause", None) or error.__cause__
     return _innermost(inner) if isinstance(inner, BaseException) and str(inner) else error
+
+
+def goes_on_later(error: BaseException) -> RunFailed:
+    """What to tell of an error that no setting is to blame for."""
+    return RunFailed(
+        f"{_in_a_line(error)}. What is finished or saved stays in the store, and the same "
+        "command goes on from it"
+    )
 
 
 def _in_a_line(error: BaseException) -> str:

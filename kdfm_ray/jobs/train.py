@@ -11,7 +11,7 @@ import torch
 
 from kdfm_ray.checkpoints import Checkpoints
 from kdfm_ray.config import Config
-from kdfm_ray.jobs.crew import TrainTask
+from kdfm_ray.jobs.board import TrainTask
 from kdfm_ray.jobs.prepare import load_training_data, make_network
 from kdfm_ray.models.backbone import Network, load_network, save_network
 from kdfm_ray.store import Store

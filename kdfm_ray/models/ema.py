@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
+import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -32,6 +33,13 @@ class Ema(Generic[N]):
             network, decay=decay, use_warmup=warmup, warmup_power=WARMUP_POWER
         )
         self.network.requires_grad_(False)
+        self._followed = network
+        # Listed once, as whoever changes them does so in place.
+        mine, theirs = self.network.state_dict(), network.state_dict()
+        averaged = [name for name, value in mine.items() if value.is_floating_point()]
+        self._mine = [mine[name] for name in averaged]
+        self._theirs = [theirs[name] for name in averaged]
+        self._copied = [(mine[name], theirs[name]) for name in mine if name not in averaged]
 
     @property
     def network(self) -> N:
@@ -39,7 +47,12 @@ class Ema(Generic[N]):
         module: N = self._average.module
         return module
 
+    @torch.no_grad()
     def update(self, network: N, step: int) -> None:
         """Move towards ``network`` as the optimizer update of ``step`` (the first is 0) left it."""
         assert step >= 0, step
-        self._average.update(network, step=step + 1)  # timm counts from 1
+        assert network is self._followed, "another network than the one that was copied"
+        weight = 1.0 - self._average.get_decay(step + 1)  # timm counts from 1
+        torch._foreach_lerp_(self._mine, self._theirs, weight)
+        for mine, theirs in self._copied:
+            mine.copy_(theirs)

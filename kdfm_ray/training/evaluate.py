@@ -38,10 +38,17 @@ def predict(
     network.eval()
     probs, embeddings = [], []
     for start in range(0, len(index), batch_size):
+        images = source(index[start : start + batch_size])
+        if start + batch_size < len(index):
+            source.ahead(index[start + batch_size : start + 2 * batch_size])
         with numerics.autocast(source.device):
-            output = network(source(index[start : start + batch_size]))
-        probs.append((output.logits / temperature).softmax(dim=1).cpu())
-        embeddings.append(output.embeddings.cpu())
+            output = network(images)
+        # To pinned memory: a GPU goes on with the next batch meanwhile.
+        found = (output.logits / temperature).softmax(dim=1)
+        probs.append(found.to("cpu", non_blocking=True))
+        embeddings.append(output.embeddings.to("cpu", non_blocking=True))
+    if source.device.type == "cuda":
+        torch.cuda.synchronize(source.device)
     network.train(was_training)
     if not probs:
         return torch.empty(0, 0), torch.empty(0, 0)

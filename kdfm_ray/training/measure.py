@@ -62,8 +62,10 @@ def measure(
 ) -> dict[Numerics, float]:
     """Seconds of an update (forward and backward) with each choice, median, fastest first.
 
-    Every choice has one update untimed, which also makes kernels. A choice for which the budget
-    or the GPU's memory does not last is left out; the first one never is for the budget.
+    Every choice has one update untimed, which also makes kernels. One whose first update took
+    ``HOPELESS`` times as long as the first of the best has no other. A choice for which the budget
+    or the GPU's memory does not last is left out; the first one never is for the budget, but has
+    that first update alone where it leaves no time for a second.
 
     Args:
         make_network: gives the same network each time.
@@ -73,11 +75,13 @@ def measure(
         budget: seconds for all of it, or ``BUDGET_SHARE`` of the run's estimated time if longer.
     """
     started = time.perf_counter()
-    trials: dict[Numerics, Callable[[], float]] = {}
+    trials: dict[Numerics, Callable[[], float]] = {}  # of those that may be timed again
+    firsts: dict[Numerics, float] = {}
     seconds: dict[Numerics, list[float]] = {}
 
     def left() -> float:
-        estimate = min((min(times) for times in seconds.values()), default=0.0) * shape.updates
+        cold = min(firsts.values(), default=0.0)
+        estimate = min((min(times) for times in seconds.values()), default=cold) * shape.updates
         return max(budget, BUDGET_SHARE * estimate) - (time.perf_counter() - started)
 
     slowest_start, full = 0.0, None
@@ -87,12 +91,20 @@ def measure(
         began = time.perf_counter()
         try:
             trial = _trial(make_network(), choice, shape, device)
-            trial()
-            took = trial()
+            first = firsts[choice] = trial()
+            best = min(seconds, key=lambda one: min(seconds[one]), default=choice)
+            if first > HOPELESS * firsts[best]:
+                seconds[choice] = [first]
+                continue
+            if left() < first:
+                if not seconds:
+                    seconds[choice] = [first]
+                break
+            seconds[choice] = [trial()]
         except torch.OutOfMemoryError as error:
             full = error
             continue
-        trials[choice], seconds[choice] = trial, [took]
+        trials[choice] = trial
         slowest_start = max(slowest_start, time.perf_counter() - began)
     if full is not None:
         if not seconds:
@@ -100,9 +112,10 @@ def measure(
         torch.cuda.empty_cache()
     for _ in range(ROUNDS - 1):
         fastest = min(min(times) for times in seconds.values())
-        for choice, times in seconds.items():
+        for choice, trial in trials.items():
+            times = seconds[choice]
             if min(times) <= HOPELESS * fastest and left() > max(times):
-                times.append(trials[choice]())
+                times.append(trial())
     medians = {choice: float(np.median(times)) for choice, times in seconds.items()}
     return dict(sorted(medians.items(), key=lambda item: item[1]))
 

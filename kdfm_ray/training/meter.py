@@ -52,8 +52,11 @@ class Meter:
 
     def add(self, sums: dict[str, Tensor]) -> None:
         """Take the sums of one update over this worker's images."""
-        for name, value in sums.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        if self._sums:
+            assert sums.keys() == self._sums.keys(), (*sums, *self._sums)
+            torch._foreach_add_(list(self._sums.values()), [sums[name] for name in self._sums])
+        else:
+            self._sums = {name: value.clone() for name, value in sums.items()}
         self._losses.append(torch.stack([sums[name] for name in LOSSES if name in sums]).sum())
         self._steps += 1
 

@@ -6,10 +6,11 @@ go through ``torch.distributed``, which whoever starts several workers has set u
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -47,6 +48,17 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+@contextlib.contextmanager
+def keeping_memory(device: torch.device) -> Iterator[None]:
+    """Within the block, freed memory is kept where a CPU computes; then the system has it back."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    try:
+        yield
+    finally:
+        give_back_memory()
 
 
 def ignore(event: Event) -> None:
@@ -101,7 +113,12 @@ class Runtime:
         if self.world_size == 1:
             return network
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=device_ids, broadcast_buffers=False)
+        return DistributedDataParallel(
+            network,
+            device_ids=device_ids,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,  # no second copy of the gradients
+        )
 
     def sum_over_workers(self, values: Tensor) -> Tensor:
         """Elementwise sum, in place, the same on all workers."""

@@ -1,11 +1,14 @@
 """Each benchmark in its smallest form: what it prints, and that its numbers hang together."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
+import torch
 
 from kdfm_ray import cli
+from kdfm_ray.bench.measuring import peak_memory_mb, reset_peak_memory
 from kdfm_ray.bench.pictures import NUM_CLASSES, crops, training_data
 from kdfm_ray.bench.select import SelectBench
 from kdfm_ray.bench.step import StepBench
@@ -46,6 +49,20 @@ def test_a_step_at_a_mask_rate(rate, views, share):
     assert sum(found["share"].values()) == pytest.approx(1)
     assert all(value > 0 for value in found["share"].values())
     assert found["peak_memory_mb"] > 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process forgets its peak on Linux only")
+def test_what_was_held_before_is_no_part_of_the_peak():
+    cpu = torch.device("cpu")
+    before = peak_memory_mb(cpu)
+    held = np.ones(2**28, np.uint8)  # 256 MiB
+    assert peak_memory_mb(cpu) > before + 100
+    high = peak_memory_mb(cpu)
+    del held
+    reset_peak_memory(cpu)
+    assert peak_memory_mb(cpu) < high - 100
+    assert np.ones(2**28, np.uint8).any()
+    assert peak_memory_mb(cpu) > high - 100
 
 
 @pytest.mark.slow

@@ -22,11 +22,7 @@ from harness import (
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 # What is killed: a name in the command lines of Ray's processes, or the driver itself.
-WORKER, LABELER, RAY = (
-    ("RayTrainWorker",),
-    ("MapWorker", "Labeler"),
-    ("raylet/raylet", "gcs_server"),
-)
+WORKER, RAY = ("RayTrainWorker",), ("raylet/raylet", "gcs_server")
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +124,7 @@ def test_disturbed_at_a_random_moment(tmp_path, undisturbed, stage, what):
             _, alive = psutil.wait_procs(workers, timeout=20)
             assert not alive, "workers of a killed driver end by themselves"
         elif what == "process":
-            names = {"label": LABELER, "select": ("_select",)}.get(stage, WORKER)
-            victims = run.named(*names)
+            victims = run.named(*WORKER)  # who labels and selects, too
             kill(victims)
         elif what == "ray":
             victims = run.named(*RAY)

@@ -16,8 +16,9 @@ import pytest
 import kdfm_ray as kdfm
 from experiments import find_preset
 from kdfm_ray.config import parse_config
-from kdfm_ray.jobs.crew import Crew, TrainTask
-from kdfm_ray.jobs.label import label
+from kdfm_ray.jobs.board import TrainTask
+from kdfm_ray.jobs.crew import Crew
+from kdfm_ray.jobs.label import Labeler, label
 from kdfm_ray.jobs.label_files import PARTS, LabelFiles
 from kdfm_ray.jobs.numerics import measured_numerics
 from kdfm_ray.jobs.prepare import Prepared
@@ -186,7 +187,10 @@ def probs_of(labels):
 
 
 def test_workers_stay_between_trainings_while_others_label(cluster, first):
-    """As in a local Ray of one's own: workers hold all CPUs, the labeling job asks for none."""
+    """As in a local Ray of one's own: workers hold all CPUs, the labeling job asks for none.
+
+    They label too, and are who is called: the process that has imported torch.
+    """
     _, config, root = first
     store, again = Store(str(root)), run(config, ignore)
     split = again.artifacts["split"]
@@ -202,17 +206,24 @@ def test_workers_stay_between_trainings_while_others_label(cluster, first):
     with Crew(session, store, short) as crew:
         crew.train([task("baseline", "first-list"), task("outer", "first-list")])
         workers = crew._fit
-        label(
-            session,
-            store,
-            prepared,
-            "first-list",
-            "beside",
-            numerics=again.plan.numerics,
-            batch_size=512,
-            num_actors=2,
-        )
-        assert session.call(platform.node, gpu=True) == platform.node()
+        for key, actors in (("beside", 2), ("by-the-worker", None)):
+            label(
+                session,
+                store,
+                prepared,
+                "first-list",
+                key,
+                numerics=again.plan.numerics,
+                batch_size=512,
+                num_actors=actors,
+                crew=crew,
+            )
+        assert crew._given == 2, "a list of networks, and labels by one worker"
+        assert crew.call(os.getpid) == crew.call(os.getpid, gpu=True)
+        assert crew.call(os.getpid) != session.call(os.getpid, gpu=True)
+        with pytest.raises(ValueError, match="invalid literal") as error:
+            crew.call(int, "none")
+        assert "In training worker 0" in error.value.__notes__[0]
         assert workers.is_alive()
         crew.train([task("inner", "second-list")])
         assert crew._fit is workers
@@ -224,6 +235,79 @@ def test_workers_stay_between_trainings_while_others_label(cluster, first):
         ("inner", "second-list"),
     ):
         assert store.find(role, key).record()["steps"] == 2
+    beside, by_worker = (
+        LabelFiles(store.find("labels", key)) for key in ("beside", "by-the-worker")
+    )
+    assert np.array_equal(beside.probs(), by_worker.probs())
+    every = np.arange(len(beside))
+    assert np.array_equal(beside.take(every), by_worker.take(every))
+
+
+def test_workers_that_die_while_they_are_called(cluster, first, tmp_path):
+    """They are started again and called again; gone for good, others do their work."""
+    _, config, root = first
+
+    def die_once(folder, *, rank, world_size):
+        import os
+        import pathlib
+
+        tries = pathlib.Path(folder)
+        (tries / str(len(list(tries.iterdir())))).touch()
+        if len(list(tries.iterdir())) in (1, 3, 4):
+            os._exit(1)
+
+    few = config.model_copy(update={"faults": config.faults.model_copy(update={"max_failures": 1})})
+    events = []
+    session = dataclasses.replace(cluster, keeps_workers=True, emit=events.append)
+    with Crew(session, Store(str(root)), few) as crew:
+        assert crew.share(die_once, str(tmp_path)), "the second time"
+        assert crew.call(os.getpid) != os.getpid()
+        assert not crew.share(die_once, str(tmp_path))
+        assert crew.call(platform.node) == platform.node(), "by a task of its own"
+        assert not crew._alive()
+    notes = [event["note"] for event in events if "note" in event]
+    assert [note.rpartition(": ")[2] for note in notes] == [
+        "starting the workers again from the last saved state",
+        "it was the failure number 2",
+    ]
+
+
+def test_a_pass_that_workers_could_not_finish_counts_their_tries(cluster, first):
+    _, config, root = first
+    again = run(config, ignore)
+    split = again.artifacts["split"]
+    facts = again.artifacts["dataset"].record() | split.record()
+    done = []
+
+    class Dying:
+        """Workers that do the first shard, and die at the second as often as they may."""
+
+        def share(self, function, task, shards, emit):
+            labeler = Labeler(task, emit)
+            labeler({name: np.array([bound]) for name, bound in shards[0].items()})
+            done.append(shards[0])
+            for _ in range(task.max_failures + 1):
+                labeler._count_try(shards[1]["start"])
+            return False
+
+    with (
+        pytest.raises(RunFailed, match="labeling died 2 times on the images from 64 on") as error,
+        open_session(config.scale, ignore) as session,
+    ):
+        label(
+            session,
+            Store(str(root)),
+            Prepared(again.artifacts["dataset"], split, facts),
+            again.plan.outer,
+            "by-the-dying",
+            numerics=Numerics(),
+            batch_size=64,
+            num_actors=None,
+            max_failures=1,
+            crew=Dying(),
+        )
+    assert "try a smaller label.batch_size" in str(error.value)
+    assert done == [{"start": 0, "stop": 64}]
 
 
 def test_precision_and_layout_are_measured_once_and_kept(cluster, first):
