@@ -34,7 +34,7 @@ EARLIER_FIGURES: tuple[dict[str, int], ...] = ({"tested": 1, "evaluation": 2},)
 FIGURES = ("tested", "evaluation", "pictures")
 # Stages that came when results had been recorded, which name VERSIONS.
 LATER_VERSIONS = {"longer": 1}
-FIGURES = 2  # version of what is kept of the test beside accuracies; 2: calibrated confidence
+TESTED = 2  # version of what is kept of the test beside accuracies; 2: calibrated confidence
 OWN_IMAGES = 2  # version of how the user's own images are read; named sets have VERSIONS alone
 # The last three are in the key as they were resolved.
 NOT_IN_TRAINING = {"log_every", "precision", "memory_format", "compile"}
@@ -134,12 +134,12 @@ def trusted_key(config: Config, labels: str) -> str:
 def tested_key(dataset: str, network: str, numerics: Numerics) -> str:
     """Key of the test figures of one network, whose own key covers the split."""
     parts = {"dataset": dataset, "network": network, "numerics": asdict(numerics)}
-    return _key("tested", parts | {"figures": FIGURES})
+    return _key("tested", parts | {"figures": TESTED})
 
 
 def evaluation_key(networks: Mapping[str, str]) -> str:
     """Key of the test figures of some networks (role -> key)."""
-    return _key("evaluation", {**networks, "figures": FIGURES})
+    return _key("evaluation", {**networks, "figures": TESTED})
 
 
 def pictures_key(config: Config, labels: str, trusted: str | None, inner: str | None) -> str:
