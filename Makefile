@@ -13,7 +13,7 @@ demo: $(STAMP)  ## the main job on scikit-learn's digits, in a fresh store
 	@$(BIN)/kdfm train digits --out $(DEMO) --store $(DEMO)/store
 
 test: $(STAMP) lint types  ## everything that CI checks
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(STAMP)  ## kill runs at random moments of all stages, and a cluster by ssh; over half an hour
 	$(BIN)/python -m pytest tests/faults tests/cluster -m soak -s

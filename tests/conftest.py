@@ -19,6 +19,18 @@ CHECKED = [
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 
+LONG = ("ray", "e2e", "faults", "export", "cluster", "training")  # folders, longest first
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first, so that of several processes none is left with one at the end."""
+
+    def rank(item):
+        folder = item.path.parent.name
+        return LONG.index(folder) if folder in LONG else len(LONG)
+
+    items.sort(key=rank)
+
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
