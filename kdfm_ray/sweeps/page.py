@@ -141,8 +141,9 @@ def _seeds(setting: Setting) -> str:
     kinds = sorted(set(setting.statuses.values()))
     if kinds == ["finished"]:
         return f"all {len(setting.statuses)}"
-    counts = ((kind, list(setting.statuses.values()).count(kind)) for kind in kinds)
-    return ", ".join(f"{count} {kind}" for kind, count in counts)
+    found = list(setting.statuses.values())
+    others = ", ".join(f"{found.count(kind)} {kind}" for kind in kinds if kind != "finished")
+    return f"{found.count('finished')} of {len(found)}; {others}"
 
 
 def _methods(settings: Sequence[Setting], fields: Sequence[str]) -> str:
