@@ -4,6 +4,7 @@ AWS is simulated in this process (moto); the scheduler is Ray's own, without a c
 """
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -160,9 +161,13 @@ class TestWhichNodesStart:
         """What the comments warn of; if Ray learns it, they have to be rewritten."""
         assert launched(path, [WORKER] * 4, failures=["gpu_spot"]) == {"gpu_spot": 4}
 
-    def test_the_command_of_the_guide_asks_for_on_demand(self, path):
+    def test_the_command_of_the_guide_brings_them(self, path, monkeypatch):
         guide = (ROOT / "docs" / "cluster.md").read_text()
-        assert 'request_resources(bundles=[{"on_demand": 1}]' in guide
-        kinds = yaml.safe_load(path.read_text())["available_node_types"]
-        having = [name for name, kind in kinds.items() if "on_demand" in kind["resources"]]
-        assert having == ["gpu_on_demand"]
+        (code,) = re.findall(r"""'RAY_ADDRESS=auto python -c "(.+)"'""", guide)
+        asked = []
+        monkeypatch.setattr("ray.init", lambda: None)
+        monkeypatch.setattr(
+            "ray.autoscaler.sdk.request_resources", lambda bundles: asked.extend(bundles)
+        )
+        exec(code, {})
+        assert launched(path, [], constraint=asked) == {"gpu_on_demand": 2}
