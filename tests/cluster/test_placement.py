@@ -6,6 +6,7 @@ No CUDA is needed: what asks for the GPU is replaced by a probe that tells where
 import json
 import os
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -56,8 +57,10 @@ def cluster():
     patch.setenv("RAY_health_check_period_ms", "1000")
     patch.setenv("RAY_health_check_failure_threshold", "3")
     prepare_environment(local=True)
+    from ray import cloudpickle
     from ray.cluster_utils import Cluster
 
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # nodes cannot import it
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     found = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
@@ -67,6 +70,7 @@ def cluster():
     patch.setenv("RAY_ADDRESS", found.address)
     yield found
     found.shutdown()
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     patch.undo()
     for number, handler in handlers.items():
         signal.signal(number, handler)
