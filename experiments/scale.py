@@ -1,13 +1,17 @@
 """Millions of images on one machine: speed and memory of labeling and selection.
 
     python experiments/scale.py --data-root DIR     (DIR: the files of Fashion-MNIST)
+    python experiments/scale.py --data-root DIR --images 200000 --workers 4 --labels-only --store S
 
 An outer network is trained for some updates on Fashion-MNIST at 16 x 16 pixels. Then the training
 images are repeated until there are enough, labeled by the Ray Data job and selected from, as in a
 run. Memory is that of each process by itself (USS: without what it shares with others or maps from
 files), the most that was seen.
 
-What it gave for 2,000,000 images stands in docs/scaling.md.
+The second labels only, to compare numbers of actors, which may be more than there are cores; with
+one store S they share the network and the images.
+
+What it gave for 2,000,000 images and for 1, 2 and 4 actors stands in docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -43,6 +47,8 @@ MIB = 2**20
 def main() -> None:
     """Train, repeat, label, select; print one JSON object a line."""
     arguments = parse()
+    if arguments.workers > (os.cpu_count() or 1):  # Ray counts one CPU for each
+        os.environ["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": arguments.workers})
     with tempfile.TemporaryDirectory() as folder:
         config = config_of(arguments, arguments.store or folder)
         finished = run(config, ignore, until_trusted=True)
@@ -67,6 +73,8 @@ def main() -> None:
             files = store.get("labels", key).path
             size = sum(file.stat().st_size for file in files.rglob("*.parquet"))
             print(json.dumps({"parquet_mib": round(size / MIB)}), flush=True)
+            if arguments.labels_only:
+                return
             with measured("select", arguments.images):
                 select(session, store, config, prepared, key, key)
             record = store.get("trusted", key).record()
@@ -83,6 +91,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100, help="updates of the outer network")
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--store", default=None, help="kept for another try; none: thrown away")
+    parser.add_argument("--labels-only", action="store_true", help="no selection")
     return parser.parse_args()
 
 

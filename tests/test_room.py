@@ -1,10 +1,13 @@
 """What a cluster has room for, as tables."""
 
+import threading
+
 import pytest
 import yaml
 
 from kdfm_ray.config import ScaleConfig
 from kdfm_ray.jobs import room as module
+from kdfm_ray.jobs import session as session_module
 from kdfm_ray.jobs.label import default_actors
 from kdfm_ray.jobs.room import Need, Node, Room, room_at_most, room_of_file, wait_for_room
 from kdfm_ray.jobs.session import Session, _check_fits
@@ -170,3 +173,58 @@ def test_waiting_can_be_stopped(monkeypatch):
     with pytest.raises(Stopped):
         wait_for_room(Need(3, 1), cluster.emit, minutes=1, stop=lambda: True)
     assert cluster.asked[-1] == []
+
+
+def growing(cluster, **fields):
+    """A session whose nodes may come and go."""
+    return Session(
+        in_process=False,
+        room=Room((Node(2),)),
+        emit=cluster.emit,
+        scale=ScaleConfig(num_workers=1, cpus_per_worker=2),
+        may_grow=True,
+        **fields,
+    )
+
+
+def test_work_whose_nodes_go_waits_in_words_for_others(monkeypatch):
+    full, empty = Room((Node(2),)), Room()
+    cluster = FakeCluster(monkeypatch, full, full, empty, empty, full)
+    monkeypatch.setattr(session_module, "LOOK_SECONDS", 0.01)
+    back = threading.Event()
+    monkeypatch.setattr(cluster, "emit", lambda event: note(event["note"]))
+    told = []
+
+    def note(text):
+        told.append(text)
+        if text.startswith("going on"):
+            back.set()
+
+    def work():
+        assert back.wait(10)
+        return 7
+
+    session = growing(cluster)
+    assert session.watching(session.actor_need, work) == 7
+    assert "waiting up to 30 minutes for nodes: 1 process with 2 CPUs needed" in told[0]
+    assert told[1].startswith("going on after")
+    assert len(told) == 2
+
+
+def test_work_whose_nodes_stay_away_ends(monkeypatch):
+    cluster = FakeCluster(monkeypatch, Room((Node(2),)), Room())
+    monkeypatch.setattr(session_module, "LOOK_SECONDS", 0.01)
+    session, over = growing(cluster, wait_minutes=0.001), threading.Event()
+    with pytest.raises(RunFailed, match=r"within 0.001 minutes"):
+        session.watching(session.actor_need, over.wait)
+    over.set()
+
+
+def test_what_the_work_raises_is_raised(monkeypatch):
+    def fail():
+        raise UserError("of the work")
+
+    cluster = FakeCluster(monkeypatch, Room((Node(2),)))
+    for session in (growing(cluster), session_of(Room((Node(2),)))):
+        with pytest.raises(UserError, match="of the work"):
+            session.watching(session.actor_need, fail)

@@ -157,5 +157,7 @@ def _equal(digests: np.ndarray, usable: np.ndarray) -> list[np.ndarray]:
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-    groups = np.split(rows[order], starts[1:])
-    return sorted((group for group in groups if len(group) > 1), key=lambda group: int(group[0]))
+    ends = np.append(starts[1:], len(rows))
+    repeated = np.flatnonzero(ends - starts > 1)  # no object for each of the others
+    groups = [rows[order[starts[i] : ends[i]]] for i in repeated]
+    return sorted(groups, key=lambda group: int(group[0]))

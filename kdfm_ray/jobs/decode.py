@@ -54,6 +54,7 @@ REMOTE_THREADS = 16  # that read from an object store, in one task
 MOST_EXAMPLES = 5  # files that an error names
 MOST_OTHERS = 1000  # files passed over for their name that a record lists
 LISTING = "listing.parquet"
+FILES = pa.schema([("part", pa.string()), ("index", pa.int64()), ("path", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ def _assemble(task: DecodeTask, max_skipped: float, started: float) -> None:
             if len(index) or part == "train":
                 _write_images(draft.path / f"{part}_images.npy", task, index)
                 np.save(draft.path / f"{part}_labels.npy", found.labels[index])
-        _write_files(draft, {"train": train, "test": tested}, path)
+        _write_files(draft, task, {"train": train, "test": tested})
         skip_notes = _skip_warning(skipped, skipped_at, labels, test)
         draft.write_record(
             {
@@ -381,15 +382,20 @@ def _by_shard(task: DecodeTask, index: np.ndarray) -> Iterator[tuple[int, np.nda
             yield number, inside
 
 
-def _write_files(draft: Draft, parts: dict[str, np.ndarray], path: Any) -> None:
-    rows = [
-        (name, position, path(int(i)))
-        for name, index in parts.items()
-        for position, i in enumerate(index)
-    ]
-    names, positions, paths = zip(*rows, strict=True)
-    table = pa.table({"part": names, "index": pa.array(positions, pa.int64()), "path": paths})
-    pq.write_table(table, draft.path / "files.parquet")
+def _write_files(draft: Draft, task: DecodeTask, parts: dict[str, np.ndarray]) -> None:
+    """Where the images at ascending positions came from, written shard by shard."""
+    with pq.ParquetWriter(draft.path / "files.parquet", FILES) as writer:
+        for part, index in parts.items():
+            written = 0
+            for number, inside in _by_shard(task, index):
+                places = _listed(task, number)["place"].take(inside).to_pylist()
+                rows = {
+                    "part": [part] * len(inside),
+                    "index": np.arange(written, written + len(inside)),
+                    "path": [sources.shown(os.fsdecode(place)) for place in places],
+                }
+                writer.write_table(pa.table(rows, FILES))
+                written += len(inside)
 
 
 def _part(number: int) -> str:

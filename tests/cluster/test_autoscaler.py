@@ -105,6 +105,34 @@ class Autoscaled:
         )
         return json.loads(found.stdout.splitlines()[-1]) if found.returncode == 0 else None
 
+    @contextlib.contextmanager
+    def watched(self):
+        """Numbers of worker nodes during the block, each with when it was first seen to be so."""
+        look = (
+            "import ray, time\n"
+            "ray.init(log_to_driver=False, logging_level='error')\n"
+            "before = None\n"
+            "while True:\n"
+            "    now = sum(n['Alive'] and n['Resources'].get('CPU', 0) > 0 for n in ray.nodes())\n"
+            "    if now != before:\n"
+            "        print(now, time.time(), flush=True)\n"
+            "    before = now\n"
+            "    time.sleep(0.2)\n"
+        )
+        log = self.folder / "nodes.txt"
+        with log.open("w") as file:
+            watcher = subprocess.Popen(
+                [sys.executable, "-c", look], env=self.environment, stdout=file
+            )
+        try:
+            yield lambda: [
+                (int(number), float(when))
+                for number, when in map(str.split, log.read_text().splitlines())
+            ]
+        finally:
+            watcher.kill()
+            watcher.wait()
+
     def run(self, *arguments):
         run = ["--store", str(self.folder / "store"), "--out", str(self.folder / "run")]
         return subprocess.run(
@@ -160,3 +188,25 @@ def test_nodes_come_for_a_run_and_go_after_it(cluster):
     while cluster.nodes() != [0]:
         assert time.monotonic() < deadline, "idle nodes stay"
         time.sleep(1)
+
+
+def test_labels_bring_a_node_more_which_goes_again(cluster):
+    """One worker trains on one node; two labeling actors need two; in the end there is none."""
+    with cluster.watched() as changes:
+        small = ("--label.num-actors", "2", "--label.batch-size", "16")  # 18 shards
+        done = cluster.run("--scale.num-workers", "1", *small)
+        assert done.returncode == 0, done
+        metrics = (cluster.folder / "run" / "metrics.jsonl").read_text().splitlines()
+        assert {json.loads(line)["stage"] for line in metrics} >= {"outer", "inner"}
+        deadline = time.monotonic() + 120
+        while changes()[-1][0] != 0:
+            assert time.monotonic() < deadline, ("idle nodes stay", changes())
+            time.sleep(1)
+    numbers = [number for number, _ in changes()]
+    print(changes())
+    assert numbers[:3] == [0, 1, 2], numbers
+    assert max(numbers) == 2
+    (manifest,) = (cluster.folder / "store" / "labels").glob("*/manifest.json")
+    trained = (cluster.folder / "store" / "outer").glob("*/manifest.json")
+    second = next(when for number, when in changes() if number == 2)
+    assert next(trained).stat().st_mtime < second < manifest.stat().st_mtime, "for the labels"

@@ -447,3 +447,51 @@ def test_labeling_goes_on_with_the_shards_that_are_missing(store, images, tmp_pa
     del calls[2]  # the one that was interrupted
     (record,) = [path for path in store._fs.find(f"{store._prefix}/labels") if "record" in path]
     assert sum(calls) == json.loads(store._fs.cat_file(record))["count"], "each image once"
+
+
+@pytest.fixture
+def ray_cluster(s3):
+    """A node of two CPUs beside a head without; it has this test's settings, as real nodes have."""
+    from kdfm_ray.jobs.session import prepare_environment
+
+    prepare_environment(local=True)
+    from ray.cluster_utils import Cluster
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    head = {"num_cpus": 0, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster.add_node(num_cpus=2)
+    yield cluster
+    cluster.shutdown()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.ray
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_two_workers_a_labeling_job_and_the_run_folder_in_s3(s3, ray_cluster, monkeypatch):
+    """By a kind of URI that pyarrow, with which Ray Train writes its notes, does not know."""
+    files, bucket = s3
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster.address)
+    more = {"scale.num_workers": 2, "label.num_actors": 2, "label.batch_size": 128}
+    run = kdfm.train(
+        "digits",
+        out=f"s3://{bucket}/runs/digits",
+        store=f"s3a://{bucket}/some/prefix",
+        settings=TINY | more,
+        progress=False,
+    )
+    assert run.report["test_accuracy"]["inner"] is not None
+    assert run.report["resources"]["workers"] == 2
+    there = {path[len(f"{bucket}/runs/digits/") :] for path in files.find(f"{bucket}/runs")}
+    assert there >= {"report.json", "report.html", "model.safetensors", "metrics.jsonl"}
+    report = json.loads(files.cat_file(f"{bucket}/runs/digits/report.json"))
+    assert report["test_accuracy"] == run.report["test_accuracy"]
+    assert b"<html" in files.cat_file(f"{bucket}/runs/digits/report.html")[:2000]
+    parts = [path for path in files.find(f"{bucket}/some/prefix/labels") if ".parquet" in path]
+    assert len(parts) > 2
+    left = [path for path in files.find(bucket) if "/states/" in path or "/ray_train/" in path]
+    assert left == [], "notes and states are gone"

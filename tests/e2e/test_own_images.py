@@ -208,6 +208,8 @@ def test_shards_give_what_one_pass_gives(tmp_path, rng, monkeypatch):
         np.testing.assert_array_equal(one.images, two.images)
         np.testing.assert_array_equal(one.labels, two.labels)
         assert one.images.flags.c_contiguous
+    one, two = (pq.read_table(each.dataset.path / "files.parquet") for each in (whole, parts))
+    assert one.equals(two)
     assert shard_size(100_000, 64) == 2048
     assert shard_size(100_000, 512) == 42
     assert shard_size(100, 64) == 64
