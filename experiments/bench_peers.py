@@ -5,7 +5,9 @@
 
 ``peers/requirements.txt`` says how the peer's environment is made. Both get the same pictures, the
 same network, batch and threads. What differs is what each of them offers: semilearn computes in
-float32, as its mixed precision is CUDA's alone; ours in the precision and layout that are named.
+float32, as its mixed precision is CUDA's alone; ours in the precision and layout that are named, or
+that are fastest in an update (``auto``: measured once, before the turns). bfloat16 that the machine
+only emulates is refused: it would be measured at a tenth of its speed.
 semilearn's strong views are its RandAugment(3, 5) on PIL, always three operations; ours are two of
 probability 0.5 (in either, views are a few per cent of the time). Mask rates below 1 use
 ``fixmatch.strong_views = masked``, and images a second count all views of the batch, those that the
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -29,19 +32,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+from kdfm_ray.bench.measuring import pick_numerics
 from kdfm_ray.bench.pictures import crops
+from kdfm_ray.jobs.session import cpu_name
+from kdfm_ray.training.measure import computes_bf16
 
 HERE = Path(__file__).parent
 MASK_RATES = (1.0, 0.5, 0.1)
+VERSIONS = """
+import json, platform
+from importlib.metadata import PackageNotFoundError, version
+found = {"python": platform.python_version()}
+for name in ("kdfm-ray", "semilearn", "torch", "torchvision", "timm", "numpy", "pillow"):
+    try:
+        found[name] = version(name)
+    except PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
 NUM_IMAGES, NUM_WHOLE, NUM_LABELED = 20_000, 8_192, 400
 
 
 def main() -> None:
     """Take turns, and print one JSON object."""
     arguments = _arguments()
-    found: dict[str, Any] = {"settings": vars(arguments) | {"images": "crops of photos"}}
+    _resolve(arguments)
+    found: dict[str, Any] = {
+        "settings": vars(arguments) | {"images": "crops of photos"},
+        "machine": _machine(),
+        "versions": {"ours": _versions(sys.executable), "peer": _versions(arguments.peer_python)},
+    }
     with tempfile.TemporaryDirectory() as folder:
         pictures = crops(NUM_IMAGES, arguments.size)
         images = Path(folder, "images.npz")
@@ -51,6 +74,37 @@ def main() -> None:
         if arguments.whole:
             found["whole"] = _whole(arguments, Path(folder))
     print(json.dumps(found, indent=1))
+
+
+def _resolve(arguments: argparse.Namespace) -> None:
+    """Put a precision and layout where ``auto`` stands, the same for all runs of this call."""
+    cpu = torch.device("cpu")
+    if arguments.precision == "bf16" and not computes_bf16(cpu):
+        sys.exit(
+            "--precision bf16, but this CPU has no bfloat16 arithmetic of its own: use auto or fp32"
+        )
+    torch.set_num_threads(arguments.threads)
+    numerics = pick_numerics(
+        arguments.model,
+        arguments.size,
+        arguments.precision,
+        arguments.memory_format,
+        cpu,
+        batch_x=arguments.global_batch,
+        mu=arguments.mu,
+    )
+    arguments.precision, arguments.memory_format = numerics.precision, numerics.memory_format
+
+
+def _machine() -> dict[str, Any]:
+    """The processor, and what it has beyond the common."""
+    has = [name for name, there in torch.cpu.get_capabilities().items() if there is True]
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "flags": sorted(has)}
+
+
+def _versions(python: str) -> dict[str, str]:
+    """Of that interpreter and the packages in it that count."""
+    return _json([python, "-c", VERSIONS])
 
 
 def _steps(arguments: argparse.Namespace, images: Path) -> dict[str, Any]:
@@ -180,8 +234,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--mu", type=int, default=7)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--memory-format", default="channels_last")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument(
+        "--memory-format", default="auto", choices=("auto", "channels_last", "contiguous")
+    )
     parser.add_argument(
         "--peer-loader-workers", type=int, default=0, help="semilearn's default is 1"
     )

@@ -2,14 +2,15 @@
 # What a machine with one GPU can show, without a network: tests and benchmarks in under 8 minutes, and
 # whole runs, in which the stages take the one GPU in turn, in under 8 more.
 #
-#     experiments/gpu_check.sh [FOLDER]           # all; results go there, by default gpu_check/
-#     experiments/gpu_check.sh FOLDER bench       # tests and benchmarks alone
+#     experiments/gpu_check.sh [FOLDER]           # tests and benchmarks; into gpu_check/ by default
 #     experiments/gpu_check.sh FOLDER runs        # runs alone
+#     experiments/gpu_check.sh FOLDER all         # both
 #
 # PYTHON: an interpreter with kdfm_ray and its dev packages; by default .venv's, else python3.
 set -uo pipefail # a part that fails is told, and the others still run
 out=$(realpath -m "${1:-gpu_check}")
-part=${2:-all}
+part=${2:-bench}
+[[ $part =~ ^(bench|runs|all)$ ]] || { echo "unknown part $part: bench, runs or all"; exit 2; }
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 command -v "$python" > /dev/null || python=python3
@@ -45,7 +46,7 @@ bench 60 select --count 1000000
 fi
 
 if [[ $part != bench ]]; then
-"$python" -m kdfm_ray doctor --store "$out/store" | tee "$out/doctor.log" || failed=1
+timeout 120 "$python" -m kdfm_ray doctor --store "$out/store" | tee "$out/doctor.log" || failed=1
 # Training, labeling and selection, each with the one GPU; a labeling pass by two actors that share it.
 timeout 200 "$python" -m kdfm_ray train digits --label.gpus-per-actor 0.5 --scale.use-gpu yes \
   --out "$out/run" --store "$out/store" 2>&1 | tee "$out/run.log" || failed=1

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Int64, UInt8
+from jaxtyping import Bool, Float, Int, Int32, Int64, UInt8
 from torch import Tensor
 
 GRAY = 127
@@ -64,26 +64,27 @@ def weak_index(dx: Pixels, dy: Pixels, flip: Bool[Tensor, " n"], size: tuple[int
     return _position(rows[:, :, None] + 1, cols[:, None] + 1, w).flatten(1)
 
 
-def affine_index(
-    matrices: Float[np.ndarray, "n 6"], size: tuple[int, int], device: torch.device
-) -> Index:
+def fixed_point(matrices: Float[np.ndarray, "n 6"]) -> Int32[np.ndarray, "6 n"]:
     """Affine maps in the 16-bit fixed point of Pillow's ``Image.transform(size, AFFINE)``.
 
     Args:
         matrices: rows (a, b, c, d, e, f): the pixel at x, y comes from (a x + b y + c,
             d x + e y + f). The unit is a pixel, and the center of the first one is (0.5, 0.5).
-        size: (h, w), below 16384 so that 32 bits are enough.
-        device: where the index is needed.
     """
-    h, w = size
-    assert max(h, w) < 16384, size
     a, b, c, d, e, f = matrices.T
     numbers = np.stack([a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5])
     fixed = np.floor(numbers * 65536 + 0.5).astype(np.int32)
     fixed[[2, 5]] += 65536  # the frame is one pixel wide
-    xx, xy, x0, yx, yy, y0 = torch.tensor(fixed, device=device)[:, :, None, None].unbind()
-    x = torch.arange(w, dtype=torch.int32, device=device)
-    y = torch.arange(h, dtype=torch.int32, device=device)[:, None]
+    return fixed
+
+
+def affine_index(fixed: Int32[Tensor, "6 n"], size: tuple[int, int]) -> Index:
+    """What maps in ``fixed_point`` move, on their device; sides below 16384 fit in 32 bits."""
+    h, w = size
+    assert max(h, w) < 16384, size
+    xx, xy, x0, yx, yy, y0 = fixed[:, :, None, None].unbind()
+    x = torch.arange(w, dtype=torch.int32, device=fixed.device)
+    y = torch.arange(h, dtype=torch.int32, device=fixed.device)[:, None]
     col = (xx * x + (xy * y + x0)).bitwise_right_shift_(16).clamp_(0, w + 1)
     row = (yx * x + (yy * y + y0)).bitwise_right_shift_(16).clamp_(0, h + 1)
     return _position(row, col, w).flatten(1).long()

@@ -12,6 +12,7 @@ and then sliced, so the number of workers changes no view.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from kdfm_ray.augment import geometry, pointwise
+from kdfm_ray.augment.parcel import Parcel
 
 
 class Range(NamedTuple):
@@ -62,6 +64,8 @@ _ORDER = np.array(
 _LOOKS = np.array([name in {**pointwise.IMAGE_TABLES, **pointwise.MIXERS} for name in NAMES])
 
 Images = UInt8[Tensor, "n c h w"]
+Sent = list[Tensor]  # what a parcel held, on the device
+Act = Callable[[Tensor, Sent], None]
 
 
 class WeakParams(NamedTuple):
@@ -178,7 +182,12 @@ def take(params: Params, which: slice | np.ndarray) -> Params:
 
 def weak_view(images: Images, params: WeakParams) -> Images:
     """Flipped and shifted images."""
-    return geometry.resample(images, _weak_index(images, params))
+    assert len(params.dx) == len(images), (len(params.dx), len(images))
+    parcel = Parcel()
+    parts = [parcel.add(part) for part in params]
+    sent = parcel.send(images.device)
+    dx, dy, flip = (sent[part] for part in parts)
+    return geometry.resample(images, geometry.weak_index(dx, dy, flip, _size(images)))
 
 
 def strong_view(images: Images, params: StrongParams) -> Images:
@@ -186,23 +195,31 @@ def strong_view(images: Images, params: StrongParams) -> Images:
 
     Geometric and color operations take turns in phases, geometry in the even ones, phase 0 with the
     weak view. Neighboring operations of a kind share a phase, where they are fused; no operation
-    overtakes another.
+    overtakes another. All numbers go to the images' device together, before the first phase.
     """
     assert images.shape[1] in (1, 3), f"{images.shape[1]} channels"
     assert len(params.op) == len(images), (params.op.shape, images.shape)
     op = np.where(params.apply, params.op, _IDENTITY)
     phase = _phases(op)
-    index = _weak_index(images, params.weak)
-    _fuse_(index, np.where(phase == 0, op, _IDENTITY), params.magnitude, _size(images))
-    views = geometry.resample(images, index)
+    size, parcel = _size(images), Parcel()
+    weak = [parcel.add(part) for part in params.weak]
+    fuse = _fusing(parcel, np.where(phase == 0, op, _IDENTITY), params.magnitude, size)
+    acts = []
     for now in range(1, phase.max(initial=0) + 1):
         here = np.where(phase == now, op, _IDENTITY)
-        if now % 2:
-            _recolor_(views, here, params.magnitude)
-        else:
-            _move_(views, here, params.magnitude)
-    y, x, side = params.cutout_y, params.cutout_x, params.cutout_side * params.cutout_apply
-    return geometry.cut_out_(views, *(_on(views, a) for a in (y, x, side)))
+        plan = _recoloring if now % 2 else _moving
+        acts.append(plan(parcel, here, params.magnitude, size))
+    sides = params.cutout_side * params.cutout_apply
+    box = [parcel.add(part) for part in (params.cutout_y, params.cutout_x, sides)]
+
+    sent = parcel.send(images.device)
+    dx, dy, flip = (sent[part] for part in weak)
+    index = geometry.weak_index(dx, dy, flip, size)
+    fuse(index, sent)
+    views = geometry.resample(images, index)
+    for act in acts:
+        act(views, sent)
+    return geometry.cut_out_(views, *(sent[part] for part in box))
 
 
 def apply_op(images: Images, name: str, magnitude: float) -> Images:
@@ -211,8 +228,9 @@ def apply_op(images: Images, name: str, magnitude: float) -> Images:
         raise ValueError(f"unknown operation {name!r}; known: {', '.join(OPS)}")
     views = images.clone(memory_format=torch.contiguous_format)
     op = np.full((len(images), 1), NAMES.index(name))
-    carry_out = _move_ if name in geometry.AFFINE else _recolor_
-    carry_out(views, op, np.full(op.shape, magnitude, dtype=np.float32))
+    plan, parcel = _moving if name in geometry.AFFINE else _recoloring, Parcel()
+    act = plan(parcel, op, np.full(op.shape, magnitude, dtype=np.float32), _size(images))
+    act(views, parcel.send(images.device))
     return views
 
 
@@ -227,36 +245,52 @@ def _phases(op: np.ndarray) -> np.ndarray:
     return phase
 
 
-def _fuse_(index: Tensor, op: np.ndarray, magnitude: np.ndarray, size: tuple[int, int]) -> None:
-    """Add the geometric ones among the operations [n, k] to the index, in place."""
+# Each plans on the host, and returns what then acts on the device, in place, on what was sent.
+
+
+def _fusing(parcel: Parcel, op: np.ndarray, magnitude: np.ndarray, size: tuple[int, int]) -> Act:
+    """Add the geometric ones among the operations [n, k] to an index."""
+    steps = []
     for slot in range(op.shape[1]):
         rows = np.flatnonzero(_IS_AFFINE[op[:, slot]])
         if len(rows) == 0:
             continue
         kind = np.argmax(op[rows, slot, None] == _AFFINE, axis=1)
         matrices = geometry.affine_matrices(kind, magnitude[rows, slot], size)
-        then = geometry.affine_index(matrices, size, index.device)
-        where = _on(index, rows)
-        _put_(index, where, geometry.compose(index.index_select(0, where), then, size))
+        steps.append((parcel.add(rows), parcel.add(geometry.fixed_point(matrices))))
+
+    def act(index: Tensor, sent: Sent) -> None:
+        for rows, fixed in steps:
+            where, then = sent[rows], geometry.affine_index(sent[fixed], size)
+            _put_(index, where, geometry.compose(index.index_select(0, where), then, size))
+
+    return act
 
 
-def _move_(images: Tensor, op: np.ndarray, magnitude: np.ndarray) -> None:
-    """Carry out the geometric ones among the operations [n, k], in place."""
+def _moving(parcel: Parcel, op: np.ndarray, magnitude: np.ndarray, size: tuple[int, int]) -> Act:
+    """Carry out the geometric ones among the operations [n, k]."""
     rows = np.flatnonzero(_IS_AFFINE[op].any(axis=1))
-    index = geometry.identity_index(len(rows), _size(images), images.device)
-    _fuse_(index, op[rows], magnitude[rows], _size(images))
-    where = _on(images, rows)
-    _put_(images, where, geometry.resample(images.index_select(0, where), index))
+    fuse = _fusing(parcel, op[rows], magnitude[rows], size)
+    there = parcel.add(rows)
+
+    def act(images: Tensor, sent: Sent) -> None:
+        index = geometry.identity_index(len(rows), size, images.device)
+        fuse(index, sent)
+        where = sent[there]
+        _put_(images, where, geometry.resample(images.index_select(0, where), index))
+
+    return act
 
 
-def _recolor_(images: Tensor, op: np.ndarray, magnitude: np.ndarray) -> None:
-    """Carry out the color operations [n, k], in place; tables wait until pixels must be seen."""
-    n, c = images.shape[:2]
-    tables = pointwise.identity_tables(n, c, images.device)
-    waiting = np.zeros(n, dtype=bool)
+def _recoloring(
+    parcel: Parcel, op: np.ndarray, magnitude: np.ndarray, size: tuple[int, int]
+) -> Act:
+    """Carry out the color operations [n, k]; tables wait until pixels must be seen."""
+    waiting = np.zeros(len(op), dtype=bool)
+    steps: list[Callable[[Tensor, Tensor, Sent], None]] = []
     for slot in range(op.shape[1]):
         looks = waiting & _LOOKS[op[:, slot]]
-        _look_up_(images, tables, looks)
+        steps.append(_looking_up(parcel, looks))
         waiting &= ~looks
 
         # Images in the order of their operations: each operation has a slice, mixers come last.
@@ -264,41 +298,73 @@ def _recolor_(images: Tensor, op: np.ndarray, magnitude: np.ndarray) -> None:
         rows = rows[op[rows, slot] != _IDENTITY]
         if len(rows) == 0:
             continue
-        where, strength = _on(images, rows), _on(images, magnitude[rows, slot])
+        runs = _runs(op[rows, slot])
+        tabled = sum(run.stop - run.start for name, run in runs if name not in pointwise.MIXERS)
+        waiting[rows[:tabled]] = True
+        steps.append(_one_slot(parcel, rows, magnitude[rows, slot], runs, tabled))
+    steps.append(_looking_up(parcel, waiting))
+
+    def act(images: Tensor, sent: Sent) -> None:
+        tables = pointwise.identity_tables(*images.shape[:2], images.device)
+        for step in steps:
+            step(images, tables, sent)
+
+    return act
+
+
+def _one_slot(
+    parcel: Parcel,
+    rows: np.ndarray,
+    magnitude: np.ndarray,
+    runs: list[tuple[str, slice]],
+    tabled: int,
+) -> Callable[[Tensor, Tensor, Sent], None]:
+    """One color operation on each image of ``rows``, the first ``tabled`` of which are tables."""
+    there, strengths = parcel.add(rows), parcel.add(magnitude)
+
+    def act(images: Tensor, tables: Tensor, sent: Sent) -> None:
+        where, strength = sent[there], sent[strengths]
         seen = images.index_select(0, where)
         then: list[Tensor] = []
         mixed: list[Tensor] = []
-        for name, part in _runs(op[rows, slot]):
+        for name, part in runs:
             if name in pointwise.VALUE_TABLES:
-                then.append(pointwise.VALUE_TABLES[name](strength[part]).expand(-1, c, -1))
+                table = pointwise.VALUE_TABLES[name](strength[part])
+                then.append(table.expand(-1, images.shape[1], -1))
             elif name in pointwise.IMAGE_TABLES:
                 then.append(pointwise.IMAGE_TABLES[name](seen[part], strength[part]))
             else:
                 mixed.append(pointwise.MIXERS[name](seen[part], strength[part]))
-        tabled = sum(map(len, then))
         if then:
             first = tables.index_select(0, where[:tabled])
             _put_(tables, where[:tabled], pointwise.compose(first, torch.cat(then)))
-            waiting[rows[:tabled]] = True
         if mixed:
             _put_(images, where[tabled:], torch.cat(mixed))
-    _look_up_(images, tables, waiting)
+
+    return act
 
 
 def _runs(op: np.ndarray) -> list[tuple[str, slice]]:
     """Name and place of each run of equal operations."""
-    starts = np.flatnonzero(np.diff(op, prepend=-1))
+    starts = np.flatnonzero(np.diff(op, prepend=-1)).tolist()
     ends = [*starts[1:], len(op)]
     return [(NAMES[op[start]], slice(start, end)) for start, end in zip(starts, ends, strict=True)]
 
 
-def _look_up_(images: Tensor, tables: Tensor, mask: np.ndarray) -> None:
-    """Apply the tables of the images that pass the mask [n], in place, and clear these tables."""
-    if mask.any():
-        where = _on(images, np.flatnonzero(mask))
+def _looking_up(parcel: Parcel, mask: np.ndarray) -> Callable[[Tensor, Tensor, Sent], None]:
+    """Apply the tables of the images that pass the mask [n], and clear these tables."""
+    rows = np.flatnonzero(mask)
+    there = parcel.add(rows)
+
+    def act(images: Tensor, tables: Tensor, sent: Sent) -> None:
+        if len(rows) == 0:
+            return
+        where = sent[there]
         chosen = tables.index_select(0, where)
         _put_(images, where, pointwise.look_up(images.index_select(0, where), chosen))
         _put_(tables, where, pointwise.identity_tables(len(where), tables.shape[1], tables.device))
+
+    return act
 
 
 def _put_(target: Tensor, where: Tensor, rows: Tensor) -> None:
@@ -314,19 +380,8 @@ def _put_(target: Tensor, where: Tensor, rows: Tensor) -> None:
     target.index_copy_(0, where, rows)
 
 
-def _weak_index(images: Tensor, params: WeakParams) -> Tensor:
-    assert len(params.dx) == len(images), (len(params.dx), len(images))
-    dx, dy, flip = (_on(images, part) for part in params)
-    return geometry.weak_index(dx, dy, flip, _size(images))
-
-
 def _size(images: Tensor) -> tuple[int, int]:
     return images.shape[2], images.shape[3]
-
-
-def _on(images: Tensor, values: np.ndarray) -> Tensor:
-    """A copy (sliced parameters may be read-only) on the images' device."""
-    return torch.tensor(values, device=images.device)
 
 
 def _whole(u: np.ndarray, low: int | np.ndarray, high: int | np.ndarray) -> np.ndarray:

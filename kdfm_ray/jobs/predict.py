@@ -126,8 +126,6 @@ class Predictor:
 
         torch.set_num_threads(task.threads)
         device = torch.device("cuda" if task.use_gpu else "cpu")
-        if task.use_gpu:  # TensorFloat-32 has three digits
-            torch.backends.cudnn.allow_tf32 = False
         self._numerics = Numerics()  # float32: the exported network says the same
         self._network = self._numerics.place(load_model(model), device)
         self._task, self._device = task, device

@@ -25,8 +25,8 @@ class Numerics:
     """One choice of how to compute.
 
     Attributes:
-        precision: ``fp32``, or ``bf16`` where torch's autocast holds bfloat16 safe. Weights,
-            gradients and optimizer state stay float32 either way.
+        precision: ``fp32`` (never TensorFloat-32), or ``bf16`` where torch's autocast holds
+            bfloat16 safe. Weights, gradients and optimizer state stay float32 either way.
         memory_format: layout of weights and images, ``channels_last`` or ``contiguous``.
         compile: whether passes run through ``torch.compile``.
     """
@@ -50,6 +50,8 @@ class Numerics:
         formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
         module = cast("nn.Module", network)
         module.to(device).to(memory_format=formats[self.memory_format])
+        if device.type == "cuda":
+            _compute_in_float32()
         return network
 
     def compiled(self, module: nn.Module) -> nn.Module:
@@ -62,6 +64,15 @@ class Numerics:
 
     def __str__(self) -> str:
         return f"{self.precision} {self.memory_format}" + (" compiled" if self.compile else "")
+
+
+def _compute_in_float32() -> None:
+    """Have this process round float32 nowhere to TensorFloat-32, as cuDNN's convolutions would."""
+    import torch
+
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"
 
 
 def allowed_numerics(train: TrainConfig) -> list[Numerics]:

@@ -211,6 +211,8 @@ class Training:
     ) -> None:
         """Put the network on its device; raises as ``train_network`` does."""
         train = config.train
+        if runtime.device.type == "cuda":  # batches of one size: cuDNN may try what is fastest
+            torch.backends.cudnn.benchmark = config.fixmatch.strong_views == "all"
         self.network = numerics.place(network, runtime.device).train()
         self.ema = Ema(network, train.ema_decay, warmup=train.ema_warmup)
         wrapped = numerics.compiled(runtime.wrap(network, norm_sync=train.norm_sync))

@@ -129,6 +129,8 @@ def _trial(
     network: Network, numerics: Numerics, shape: Shape, device: torch.device
 ) -> Callable[[], float]:
     """A function that does one update and says how long it took."""
+    if device.type == "cuda":  # as in training
+        torch.backends.cudnn.benchmark = True
     network = numerics.place(network, device).train()
     module = numerics.compiled(network)
     generator = torch.Generator().manual_seed(0)

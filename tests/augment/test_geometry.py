@@ -13,7 +13,11 @@ from kdfm_ray.augment import geometry
 from kdfm_ray.augment.views import OPS, apply_op
 
 SHARE = 1e-4
-CPU = torch.device("cpu")
+
+
+def index_of(matrices, size):
+    """The index of affine maps, as a view makes it."""
+    return geometry.affine_index(torch.from_numpy(geometry.fixed_point(matrices)), size)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (28, 28), (17, 40), (1, 1)], ids=str)
@@ -47,16 +51,14 @@ def test_composed_indices_equal_two_resamplings_and_keep_the_fill_in_between():
         matrices = np.tile([1.0, 0, 0, 0, 1, 0], (40, 1)) + rng.normal(
             0, [0.3, 0.3, 3] * 2, (40, 6)
         )
-        steps.append(geometry.affine_index(matrices, size, CPU))
+        steps.append(index_of(matrices, size))
     one_by_one = images
     for step in steps:
         one_by_one = geometry.resample(one_by_one, step)
     fused = geometry.compose(geometry.compose(steps[0], steps[1], size), steps[2], size)
     assert torch.equal(geometry.resample(images, fused), one_by_one)
 
-    there, back = (
-        geometry.affine_index(np.array([[1, 0, dx, 0, 1, 0.0]]), size, CPU) for dx in (4, -4)
-    )
+    there, back = (index_of(np.array([[1, 0, dx, 0, 1, 0.0]]), size) for dx in (4, -4))
     moved = geometry.resample(images[:1], geometry.compose(there, back, size))
     assert (moved[..., :4] == 127).all()
     assert torch.equal(moved[..., 4:], images[:1, :, :, 4:])
@@ -64,7 +66,9 @@ def test_composed_indices_equal_two_resamplings_and_keep_the_fill_in_between():
 
 def test_identity_index_moves_nothing():
     images = sample_images(5, 3, (7, 5))
-    assert torch.equal(geometry.resample(images, geometry.identity_index(5, (7, 5), CPU)), images)
+    assert torch.equal(
+        geometry.resample(images, geometry.identity_index(5, (7, 5), images.device)), images
+    )
 
 
 @pytest.mark.parametrize("size", [(8, 8), (6, 11), (11, 6)], ids=str)

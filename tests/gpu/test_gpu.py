@@ -27,15 +27,6 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 PICTURES = crops(400, 32)
 
 
-@pytest.fixture(autouse=True)
-def exact_float32():
-    """TensorFloat-32 would round what the CPU does not."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
 def train(device, numerics=None, steps=4, keep="auto", strong_views="all", norm="batch", tau=0.15):
     config = parse_config(
         {
@@ -64,6 +55,13 @@ def test_updates_equal_the_cpus_in_float32(norm):
     assert losses(train(GPU, norm=norm)) == pytest.approx(losses(train(CPU, norm=norm)), rel=2e-3)
 
 
+def test_float32_is_not_tensorfloat32():
+    torch.backends.cudnn.conv.fp32_precision = "tf32"  # torch's own default
+    train(GPU, steps=1)
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
 def test_masked_strong_views_equal_all_without_batch_norm():
     whole, masked = (train(GPU, norm="group", strong_views=v) for v in ("all", "masked"))
     assert losses(masked) == pytest.approx(losses(whole), rel=2e-3)
@@ -80,7 +78,6 @@ def test_compiled_passes_equal_plain_ones():
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import torch, test_gpu as t\n"
-        "torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False\n"
         "compiled = t.losses(t.train(t.GPU, t.Numerics('fp32', compile=True)))\n"
         "from torch._dynamo.utils import counters\n"
         "assert counters['stats']['unique_graphs'] > 0\n"

@@ -55,3 +55,21 @@ def test_compiled_is_the_same_network():
     compiled = Numerics(compile=True).compiled(layer)
     assert compiled is not layer
     assert next(compiled.parameters()) is next(layer.parameters())
+
+
+def test_float32_on_a_gpu_is_not_tensorfloat32(monkeypatch):
+    """By the settings alone, which are there without a GPU too."""
+    convolutions = torch.backends.cudnn.conv
+    layer = nn.Conv2d(1, 1, 1)
+    monkeypatch.setattr(layer, "to", lambda *args, **kwargs: layer)  # no GPU needed
+    before = convolutions.fp32_precision
+    try:
+        convolutions.fp32_precision = "tf32"  # torch's own default
+        Numerics("fp32").place(layer, CPU)
+        assert convolutions.fp32_precision == "tf32", "a CPU has none"
+        Numerics("fp32").place(layer, torch.device("cuda"))
+        assert convolutions.fp32_precision == "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    finally:
+        convolutions.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = before
+        torch.backends.cuda.matmul.fp32_precision = "none"
