@@ -64,6 +64,7 @@ def make_report(finished: Finished) -> dict[str, Any]:
             "name": facts.get("name"),
             "classes": facts.get("classes"),
             "image_shape": facts.get("image_shape"),
+            "content_hash": facts.get("content_hash"),
             "labeled": facts.get("num_labeled"),
             "unlabeled": facts.get("num_unlabeled"),
             "val": facts.get("num_val"),
