@@ -6,7 +6,7 @@
 
 For machines that reach PyPI and not timm's hub. The package's tensors have names of another
 program; they stand in the order and have the shapes of those of timm's ``tf_efficientnet_lite0``,
-which is checked before they are renamed.
+which is checked before they are renamed. The package is under the Apache License 2.0.
 """
 
 from __future__ import annotations

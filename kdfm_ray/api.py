@@ -144,10 +144,9 @@ class Run:
 
         Args:
             format: ``onnx``: the whole graph with normalization, temperature and softmax; needs the
-                extra ``onnx``. ``torch``: a dict of weights (timm's names) and metadata for
-                ``torch.load(weights_only=True)``. ``safetensors``: the same without pickle.
-                ``kdfm_ray.export.formats.read_torch`` and ``read_safetensors`` make a module of
-                those two.
+                extra ``onnx``. ``torch``: the same graph for ``torch.export.load``, which unpickles
+                parts of the file. ``safetensors``: weights alone (timm's names), without pickle;
+                ``kdfm_ray.export.formats.read_safetensors`` makes a module of them.
             out: the file; ``None``: ``export/model.*`` in the run folder.
             images: to check with, as for ``predict``; ``None``: those of the run.
             progress: show what is done.
@@ -157,7 +156,8 @@ class Run:
 
         Raises:
             UserError: unknown format or ending, missing packages, no images to check with.
-            RunFailed: the file differs by more than 1e-4 and was not kept, or cannot be written.
+            RunFailed: the file differs by more than 1e-4 and was not kept, or cannot be written, or
+                the network cannot be made a graph.
         """
         from rich.console import Console
 

@@ -8,7 +8,7 @@ counts as the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,32 @@ MOST_PATHS = 10  # of one picture that a record lists
 MOST_GROUPS = 1000  # pictures that a record lists
 
 
-def digest(image: UInt8[np.ndarray, "s s 3"]) -> UInt8[np.ndarray, " bytes"]:
+def digest(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, " bytes"]:
     """What is equal for equal pixels."""
     found = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=DIGEST).digest()
     return np.frombuffer(found, dtype=np.uint8)
+
+
+def content_hash(
+    parts: Mapping[str, tuple[UInt8[np.ndarray, "n bytes"], Int64[np.ndarray, " n"]]],
+    classes: Sequence[str],
+) -> str:
+    """SHA-256 (hex) of what a run sees of its images: pixels and labels in order, and classes.
+
+    It is the same wherever the files lie, and whatever they are called and when they were written.
+
+    Args:
+        parts: of ``train`` and ``test``, where there is one: digests and labels (-1: unknown).
+        classes: names.
+    """
+    found = hashlib.sha256(b"kdfm_ray images 1")
+    for name in classes:
+        found.update(f"\n{name}".encode())
+    for part, (digests, labels) in parts.items():
+        found.update(f"\n{part} {len(labels)}\n".encode())
+        found.update(np.ascontiguousarray(digests).tobytes())
+        found.update(labels.astype("<i8").tobytes())
+    return found.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ MOST_CLASSES = 50  # that are listed; all of them are in the file
 ROWS = {
     "inner": "this network (KD-FixMatch)",
     "outer": "FixMatch alone",
+    "fixmatch_longer": "FixMatch alone, with the updates of both networks",
     "labeled_only": "labeled images alone",
 }
 PREPARE = """\
@@ -28,9 +29,14 @@ TURNS = {{2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}}  # EXIF orientation -> Imag
 
 def prepare(path, size={size}):
     with Image.open(path) as file:
+        if getattr(file, "n_frames", 1) > 1 and file.format not in ("MPO", "PSD"):
+            raise ValueError(f"{{path}}: an animation, or of several pages")
         file.draft("RGB", (2 * size, 2 * size))
-        turn = TURNS.get(file.getexif().get(274))
-        image = file.convert("RGB")
+        image = to_rgb(file)
+        try:
+            turn = TURNS.get(file.getexif().get(274))
+        except Exception:  # a broken EXIF block
+            turn = None
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)
@@ -39,6 +45,20 @@ def prepare(path, size={size}):
     if turn is not None:
         image = image.transpose(turn)
     return {pixels}
+
+
+def to_rgb(file):
+    if file.mode.startswith("I"):  # 16 bits, of which the upper 8 count
+        wide = np.asarray(file).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ValueError("its pixels are 32-bit numbers")
+        return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
+    if file.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    if file.has_transparency_data:
+        above = file.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
+    return file.convert("RGB")
 """
 USE: dict[Format, str] = {
     "onnx": """\
@@ -56,12 +76,11 @@ print(classes[probs[0].argmax()], probs[0].max())
 import json
 
 import torch
-from kdfm_ray.export.formats import read_torch
 
-content = torch.load("{file}", weights_only=True)  # state_dict under timm's names, metadata
-classes = json.loads(content["metadata"]["classes"])
-classify = read_torch("{file}")  # normalization, network, temperature, softmax
-images = torch.from_numpy(np.stack([prepare("image.jpg")]))
+texts = {{"classes": ""}}  # filled with what the file says; also input, resize, temperature, ...
+classify = torch.export.load("{file}", extra_files=texts).module()  # unpickles parts of it
+classes = json.loads(texts["classes"])
+images = torch.from_numpy(np.stack([prepare("image.jpg")]))  # uint8
 with torch.inference_mode():
     probs = classify(images).numpy()  # float32 [n, {classes}]
 print(classes[probs[0].argmax()], probs[0].max())
@@ -148,7 +167,8 @@ def make_card(
             {
                 "this file (SHA-256)": hashlib.sha256(file.read_bytes()).hexdigest(),
                 "weights (SHA-256)": calibration.model,
-                "images (key)": report.get("keys", {}).get("dataset"),
+                "images and labels (SHA-256)": data.get("content_hash"),
+                "images (key in the store)": report.get("keys", {}).get("dataset"),
                 "split (hash)": report.get("split_hash"),
                 "config (hash)": report.get("config_hash"),
                 "seed": report.get("seed"),

@@ -1,11 +1,12 @@
 """The three kinds of files: how each is written, and read again to be checked.
 
     onnx          the whole graph, for ONNX Runtime and others
-    torch         a dict of state_dict and metadata, for torch.load(weights_only=True)
-    safetensors   the same weights, metadata in the header
+    torch         the whole graph as a torch.export program, for torch.export.load
+    safetensors   weights alone under timm's names, metadata in the header
 
-The latter two hold weights under timm's names and run no code when they are read; a
-``torch.export`` program would, as torch.load reads parts of it with pickle.
+A graph holds normalization, temperature and softmax. Reading a torch.export program unpickles parts
+of it, so only those of people one trusts should be read; safetensors runs no code, and cannot hold
+a graph.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kdfm_ray.export.graph import Classifier, rebuild, weights
-from kdfm_ray.types import UserError
+from kdfm_ray.models.weights import first_line
+from kdfm_ray.types import RunFailed, UserError
 
 Format = Literal["onnx", "torch", "safetensors"]
-SUFFIX: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt", "safetensors": ".safetensors"}
+SUFFIX: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 # uint8 [n, h, w, c] -> float32 [n, k]
@@ -52,12 +54,16 @@ def as_format(kind: str) -> Format:
 
 
 def write(kind: Format, classifier: Classifier, texts: dict[str, str], path: Path) -> None:
-    """Write the classifier to ``path``."""
+    """Write the classifier to ``path``.
+
+    Raises:
+        RunFailed: the network's code cannot be traced to a graph: says what to do.
+    """
     if kind == "onnx":
         _write_onnx(classifier, texts, path)
     elif kind == "torch":
-        state = weights(classifier.network)
-        torch.save({"state_dict": state, "metadata": texts}, path)
+        program = _traced(kind, classifier)
+        torch.export.save(program, path, extra_files=texts)
     else:
         save_file(weights(classifier.network), path, metadata=texts)
 
@@ -66,27 +72,14 @@ def opened(kind: Format, path: Path) -> Run:
     """The file as a function of images, by means that its users have."""
     if kind == "onnx":
         return _onnx_session(path)
-    classifier = read_torch(path) if kind == "torch" else read_safetensors(path)
+    classify = torch.export.load(path).module() if kind == "torch" else read_safetensors(path)
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> np.ndarray:
-        return classifier(torch.from_numpy(images)).numpy()
+        probs: np.ndarray = classify(torch.from_numpy(images)).numpy()
+        return probs
 
     return run
-
-
-def read_torch(path: Path) -> Classifier:
-    """The classifier in a file of the format ``torch``; runs no code from it.
-
-    Raises:
-        ValueError: it is no such file.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state, texts = content["state_dict"], content["metadata"]
-    except Exception as error:  # of pickle, of zip files, of keys
-        raise ValueError(f"{path} is no export of kdfm_ray: {error}") from error
-    return rebuild(state, texts)
 
 
 def read_safetensors(path: Path) -> Classifier:
@@ -104,22 +97,40 @@ def read_safetensors(path: Path) -> Classifier:
     return rebuild(state, texts)
 
 
-def _write_onnx(classifier: Classifier, texts: dict[str, str], path: Path) -> None:
-    import onnx
-
+def _traced(kind: Format, classifier: Classifier) -> torch.export.ExportedProgram:
+    """The classifier as a graph that takes any number of images."""
     spec = classifier.network.spec
     size = (2, spec.image_size, spec.image_size, spec.image_channels)
     example = torch.arange(int(np.prod(size))).remainder(256).to(torch.uint8).view(size)
     batch = torch.export.Dim("n", min=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter's own parts
+            program = torch.export.export(
+                classifier, (example,), dynamic_shapes={"images": {0: batch}}
+            )
+    except Exception as error:  # the code of a thousand backbones meets a tracer
+        raise RunFailed(
+            f"torch.export cannot make a graph of {spec.name}, which --format {kind} needs "
+            f"({first_line(error)}): --format safetensors writes its weights without one, or "
+            "train another model.name, such as efficientnet_b0"
+        ) from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # where the code lay on this machine
+    return program
+
+
+def _write_onnx(classifier: Classifier, texts: dict[str, str], path: Path) -> None:
+    import onnx
+
+    traced = _traced("onnx", classifier)
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
         warnings.simplefilter("ignore")  # of the exporter's own parts
         program: Any = torch.onnx.export(
-            classifier,
-            (example,),
+            traced,
             dynamo=True,
             input_names=["images"],
             output_names=["probs"],
-            dynamic_shapes={"images": {0: batch}},
             verbose=False,
         )
     model = program.model_proto

@@ -19,8 +19,8 @@ from kdfm_ray.models.factory import NetworkSpec
 BACKBONE = "backbone."  # what names of weights begin with in a ``Network``; timm's have no prefix
 RESIZE = (
     "decode the file; a JPEG by Pillow's draft('RGB', (2 S, 2 S)), at 1/2, 1/4 or 1/8 of its size; "
-    "first frame; alpha on white; 16-bit grey by its upper 8 bits; RGB; then the center square of "
-    "the shorter side resized to S x S in one step by Pillow's bilinear filter (antialiased): "
+    "no animations; 16-bit grey by its upper 8 bits; alpha on white; RGB; then the center square "
+    "of the shorter side resized to S x S in one step by Pillow's bilinear filter (antialiased): "
     "resize((S, S), Image.Resampling.BILINEAR, box=square); then the EXIF orientation is undone"
 )
 

@@ -21,8 +21,8 @@ class ExportFlags:
         str,
         tyro.conf.arg(
             metavar="onnx|torch|safetensors",
-            help="onnx: the whole graph (needs the extra onnx); torch: weights and metadata for "
-            "torch.load(weights_only=True); safetensors: the same without pickle",
+            help="onnx: the whole graph (needs the extra onnx); torch: the whole graph for "
+            "torch.export.load; safetensors: weights alone, without pickle",
         ),
     ] = "onnx"
     out: Annotated[str | None, tyro.conf.arg(help="file to write; none: RUN/export/model.*")] = None

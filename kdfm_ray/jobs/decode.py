@@ -298,17 +298,22 @@ def _assemble(task: DecodeTask, max_skipped: float, started: float) -> None:
     train, tested = np.flatnonzero(found.keep & ~test), np.flatnonzero(found.keep & test)
     if test.any() and not len(tested):
         raise UserError("none of the test images can be read: give others, or no data.test")
+    parts = {"train": train, "test": tested} if len(tested) else {"train": train}
+    classes = [sources.shown(name) for name in classes]
     with store.writing("dataset", task.key) as draft:
-        for part, index in (("train", train), ("test", tested)):
-            if len(index) or part == "train":
-                _write_images(draft.path / f"{part}_images.npy", task, index)
-                np.save(draft.path / f"{part}_labels.npy", found.labels[index])
+        for part, index in parts.items():
+            _write_images(draft.path / f"{part}_images.npy", task, index)
+            np.save(draft.path / f"{part}_labels.npy", found.labels[index])
         _write_files(draft, task, {"train": train, "test": tested})
         skip_notes = _skip_warning(skipped, skipped_at, labels, test)
         draft.write_record(
             {
                 "name": "folders",
-                "classes": [sources.shown(name) for name in classes],
+                "classes": classes,
+                "content_hash": duplicates.content_hash(
+                    {part: (digests[index], found.labels[index]) for part, index in parts.items()},
+                    classes,
+                ),
                 "image_shape": [task.size, task.size, 3],
                 "flip": True,
                 "num_train": len(train),

@@ -11,6 +11,7 @@ import numpy as np
 from kdfm_ray import keys
 from kdfm_ray.config import Config
 from kdfm_ray.data import catalog
+from kdfm_ray.data.duplicates import content_hash, digest
 from kdfm_ray.data.split import Split, make_split
 from kdfm_ray.jobs.decode import decode_own
 from kdfm_ray.jobs.session import Session
@@ -171,14 +172,17 @@ def _split(config: Config, labels: np.ndarray, facts: dict[str, Any]) -> Split:
 
 
 def _write_dataset(draft: Draft, dataset: Dataset, started: float) -> None:
-    for part, images in (("train", dataset.train), ("test", dataset.test)):
-        if images is not None:
-            np.save(draft.path / f"{part}_images.npy", images.images)
-            np.save(draft.path / f"{part}_labels.npy", images.labels)
+    parts = {"train": dataset.train} | ({} if dataset.test is None else {"test": dataset.test})
+    seen = {}
+    for part, images in parts.items():
+        np.save(draft.path / f"{part}_images.npy", images.images)
+        np.save(draft.path / f"{part}_labels.npy", images.labels)
+        seen[part] = np.stack([digest(image) for image in images.images]), images.labels
     draft.write_record(
         {
             "name": dataset.name,
             "classes": list(dataset.classes),
+            "content_hash": content_hash(seen, dataset.classes),
             "image_shape": list(dataset.train.images.shape[1:]),
             "flip": dataset.flip,
             "num_train": len(dataset.train),

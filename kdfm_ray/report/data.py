@@ -67,6 +67,7 @@ def make_report(found: Left, failed: str | None = None) -> dict[str, Any]:
             "name": facts.get("name", found.config.data.name or "folders"),
             "classes": facts.get("classes"),
             "image_shape": facts.get("image_shape"),
+            "content_hash": facts.get("content_hash"),
             "labeled": facts.get("num_labeled"),
             "unlabeled": facts.get("num_unlabeled"),
             "val": facts.get("num_val"),

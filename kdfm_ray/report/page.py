@@ -474,6 +474,7 @@ def _again(report: Mapping[str, Any]) -> str:
     facts = {
         "seed": report["seed"],
         "split seed": report["split_seed"],
+        "images and labels": report["data"].get("content_hash") or "-",
         "split": report["split_hash"],
         "config": report["config_hash"],
         "versions": versions,

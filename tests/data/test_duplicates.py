@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdfm_ray.data.duplicates import DIGEST, digest, resolve
+from kdfm_ray.data.duplicates import DIGEST, content_hash, digest, resolve
 from kdfm_ray.types import UNKNOWN
 
 CLASSES = ("cat", "dog")
@@ -104,3 +104,24 @@ def test_a_digest_is_of_pixels_and_shape_is_fixed():
     image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     same = np.asfortranarray(image)
     assert digest(image).tobytes() == digest(same).tobytes() != digest(image + 1).tobytes()
+
+
+def test_the_content_hash_is_of_pixels_labels_order_and_classes():
+    def of(values=(1, 2, 3), labels=(0, 1, UNKNOWN), classes=CLASSES, test=None):
+        images = [np.full((8, 8, 3), value, np.uint8) for value in values]
+        parts = {"train": (np.stack([digest(image) for image in images]), np.array(labels))}
+        if test is not None:
+            parts["test"] = np.stack([digest(images[test])]), np.array([0])
+        return content_hash(parts, classes)
+
+    assert of() == of()
+    assert len(of()) == 64
+    others = [
+        of(values=(1, 2, 4)),
+        of(labels=(0, 1, 1)),
+        of(values=(2, 1, 3)),
+        of(classes=("cat", "cow")),
+        of(test=0),
+        of(test=1),
+    ]
+    assert len({of(), *others}) == 7

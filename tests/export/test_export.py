@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,7 +17,8 @@ from safetensors.torch import load_file
 
 import kdfm_ray as kdfm
 from kdfm_ray import cli
-from kdfm_ray.data.images import decode
+from kdfm_ray.data.images import Unreadable, decode, quiet_pillow
+from kdfm_ray.data.inputs import read_image
 from kdfm_ray.export import command, formats
 from kdfm_ray.export.card import usage
 from kdfm_ray.export.graph import Classifier
@@ -83,13 +86,41 @@ def test_metadata_and_input_of_the_onnx_file(exported, digits_run):
     assert str(digits_run).encode() not in content
 
 
-def test_weights_have_timms_names_and_run_no_code(exported, digits_run):
-    weights = load_file(exported["safetensors"].file)
-    content = torch.load(exported["torch"].file, weights_only=True)
-    assert set(content) == {"state_dict", "metadata"}
-    for state in (weights, content["state_dict"]):
-        network = kdfm.load(digits_run).network()
-        make_backbone(network.spec, 0, pretrained=False).load_state_dict(state)
+def test_metadata_and_input_of_the_torch_program(exported, digits_run):
+    texts = dict.fromkeys(("classes", "resize", "temperature"), "")
+    program = torch.export.load(exported["torch"].file, extra_files=texts)
+    assert json.loads(texts["classes"]) == [str(k) for k in range(10)]
+    assert "BILINEAR" in json.loads(texts["resize"])["recipe"]
+    assert float(texts["temperature"]) == exported["torch"].calibration.temperature
+    (name,) = program.graph_signature.user_inputs
+    (images,) = (node.meta["val"] for node in program.graph.nodes if node.name == name)
+    assert images.dtype == torch.uint8
+    assert list(images.shape[1:]) == [16, 16, 1]
+    assert isinstance(images.shape[0], torch.SymInt), "any number of images"
+    with zipfile.ZipFile(exported["torch"].file) as file:
+        content = b"".join(file.read(name) for name in file.namelist())
+    assert b"site-packages" not in content
+    assert str(Path(formats.__file__).parent.parent).encode() not in content
+
+
+def test_weights_have_timms_names(exported, digits_run):
+    network = kdfm.load(digits_run).network()
+    backbone = make_backbone(network.spec, 0, pretrained=False)
+    backbone.load_state_dict(load_file(exported["safetensors"].file))
+
+
+def test_a_network_without_a_graph_says_what_to_do(digits_run, tmp_path, monkeypatch):
+    def branching(self, images):
+        logits = self.network(images.permute(0, 3, 1, 2)).logits
+        return logits if logits.sum() > 0 else -logits
+
+    monkeypatch.setattr(Classifier, "forward", branching)
+    with pytest.raises(RunFailed) as caught:
+        kdfm.load(digits_run).export("torch", tmp_path / "m.pt2")
+    told = str(caught.value)
+    assert "torch.export cannot make a graph of wrn_10_2" in told
+    assert "--format safetensors" in told
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_card_says_what_it_is_made_of(exported, digits_run):
@@ -98,6 +129,7 @@ def test_the_card_says_what_it_is_made_of(exported, digits_run):
         text = done.card.read_text()
         assert done.card.name == f"{done.file.name}.md"
         assert report["split_hash"] in text
+        assert f"images and labels (SHA-256): {report['data']['content_hash']}" in text
         assert report["config_hash"] in text
         assert f"{100 * report['test_accuracy']['inner']:.2f} %" in text
         assert "greatest difference" in text
@@ -123,19 +155,93 @@ def test_the_cards_code_runs(exported, digits_run, digit_files, tmp_path, kind):
     assert float(confidence) == pytest.approx(row["confidence"], abs=1e-4)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_cards_preparation_is_that_of_training(digits_run, tmp_path, orientation):
-    run = kdfm.load(digits_run)
-    report = run.report | {"data": run.report["data"] | {"image_shape": [24, 24, 3]}}
-    code = usage("onnx", "x", FinishedRun.read(run.path, report)).partition("import onnxruntime")[0]
-    names: dict = {}
-    exec(code, names)
-    noise = np.random.default_rng(0).integers(0, 256, (150, 170, 3), dtype=np.uint8)
+def noise(*shape, dtype=np.uint8):
+    most = np.iinfo(dtype).max
+    return np.random.default_rng(0).integers(0, most, shape, dtype=dtype, endpoint=True)
+
+
+def turned(orientation):
     exif = Image.Exif()
     exif[274] = orientation
-    path = tmp_path / "image.jpg"
-    Image.fromarray(noise).save(path, exif=exif)
-    np.testing.assert_array_equal(names["prepare"](path), decode(path, 24))
+    return exif
+
+
+def palette(transparency):
+    image = Image.fromarray(noise(60, 70, 3)).quantize(16)
+    image.info["transparency"] = transparency
+    return image
+
+
+# name of a file -> what is saved in it, and how
+KINDS = {
+    "plain.jpg": lambda: (Image.fromarray(noise(150, 170, 3)), {}),
+    "grey.png": lambda: (Image.fromarray(noise(60, 70)), {}),
+    "grey-alpha.png": lambda: (Image.fromarray(noise(60, 70, 2)), {}),
+    "alpha.png": lambda: (Image.fromarray(noise(60, 70, 4)), {}),
+    "exact-size.png": lambda: (Image.fromarray(noise(24, 24, 4)), {}),
+    "palette.png": lambda: (Image.fromarray(noise(60, 70, 3)).quantize(16), {}),
+    "palette-index.png": lambda: (palette(3), {"transparency": 3}),
+    "palette-alphas.png": lambda: (palette(bytes(range(0, 256, 16))), {}),
+    "key-color.png": lambda: (
+        Image.fromarray(noise(60, 70, 3) // 128 * 255),
+        {"transparency": (0, 255, 0)},
+    ),
+    "wide.png": lambda: (Image.fromarray(noise(60, 70, dtype=np.uint16)), {}),
+    "wide.tif": lambda: (Image.fromarray(noise(60, 70, dtype=np.uint16)), {}),
+    "cmyk.jpg": lambda: (Image.fromarray(noise(150, 170, 4), "CMYK"), {}),
+    "bit.png": lambda: (Image.fromarray(noise(60, 70)).convert("1"), {}),
+    "turned-alpha.png": lambda: (Image.fromarray(noise(60, 70, 4)), {"exif": turned(6)}),
+    "turned-wide.png": lambda: (
+        Image.fromarray(noise(60, 70, dtype=np.uint16)),
+        {"exif": turned(8)},
+    ),
+    "broken-exif.jpg": lambda: (Image.fromarray(noise(60, 70, 3)), {"exif": b"Exif\0\0MM\0*junk"}),
+} | {
+    f"turned-{orientation}.jpg": lambda orientation=orientation: (
+        Image.fromarray(noise(150, 170, 3)),
+        {"exif": turned(orientation)},
+    )
+    for orientation in range(1, 9)
+}
+ODD = {
+    "float.tif": lambda: (Image.fromarray(noise(60, 70).astype(np.float32)), {}),
+    "32-bit.tif": lambda: (Image.fromarray(noise(60, 70, dtype=np.int32)), {}),
+    "film.gif": lambda: (
+        Image.fromarray(noise(60, 70)),
+        {"save_all": True, "append_images": [Image.fromarray(255 - noise(60, 70))]},
+    ),
+}
+
+
+def prepare(channels):
+    """The function of a card, for images of 24 pixels a side."""
+    report = {"data": {"image_shape": [24, 24, channels], "classes": ["cat", "dog"]}}
+    code = usage("onnx", "x", FinishedRun(Path("run"), report, {}))
+    names: dict = {}
+    exec(code.partition("import onnxruntime")[0], names)
+    return names["prepare"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_cards_preparation_is_that_of_training(tmp_path, name):
+    image, how = KINDS[name]()
+    path = tmp_path / name
+    image.save(path, **how)
+    with quiet_pillow():  # of the broken block
+        np.testing.assert_array_equal(prepare(3)(path), decode(path, 24))
+        np.testing.assert_array_equal(prepare(1)(path), read_image(str(path), 24, 1))
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_the_cards_preparation_refuses_what_training_skips(tmp_path, name):
+    image, how = ODD[name]()
+    path = tmp_path / name
+    image.save(path, **how)
+    with pytest.raises(Unreadable) as reason:
+        decode(path, 24)
+    with pytest.raises(ValueError, match=r"pixels are|an animation") as caught:
+        prepare(3)(path)
+    assert str(reason.value)[:14] in str(caught.value)
 
 
 def test_a_file_that_disagrees_is_not_kept(digits_run, tmp_path, monkeypatch):
@@ -145,7 +251,7 @@ def test_a_file_that_disagrees_is_not_kept(digits_run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(command, "write", other)
     with pytest.raises(RunFailed, match="differs from the run's by up to"):
-        kdfm.load(digits_run).export("torch", tmp_path / "out" / "m.pt")
+        kdfm.load(digits_run).export("torch", tmp_path / "out" / "m.pt2")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -164,7 +270,7 @@ def test_images_to_check_with_may_be_given(digits_run, digit_files, tmp_path):
 
 
 def test_the_command(digits_run, tmp_path, capsys):
-    out = tmp_path / "digits.pt"
+    out = tmp_path / "digits.pt2"
     assert cli.main(["export", str(digits_run), "--format", "torch", "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "checked on 256 images" in text
@@ -175,7 +281,7 @@ def test_the_command(digits_run, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["{run}", "--format", "tflite"], "--format tflite: choose onnx, torch, safetensors"),
-        (["{run}", "--format", "onnx", "--out", "m.pt"], "ends in .onnx"),
+        (["{run}", "--format", "onnx", "--out", "m.pt2"], "ends in .onnx"),
         (["{run}", "--format", "safetensors", "--out", "{run}/model.safetensors"], "own network"),
         (["nowhere"], "no finished run in nowhere"),
         (["{run}", "--fromat", "onnx"], "does not take --fromat"),
@@ -199,12 +305,14 @@ def test_a_missing_extra_says_how_to_install_it(digits_run, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["efficientnet_b0", "vit_tiny_patch16_224"])
-def test_other_backbones_and_colors(tmp_path, name):
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_other_backbones_and_colors(tmp_path, name, kind):
     network = create_network(name, num_classes=5, image_channels=3, image_size=32, seed=0)
     classifier = Classifier(network, 1.7).eval()
-    formats.write("onnx", classifier, {}, tmp_path / "m.onnx")
+    file = tmp_path / f"m{formats.SUFFIX[kind]}"
+    formats.write(kind, classifier, {}, file)
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     with torch.inference_mode():
         expected = classifier(torch.from_numpy(images)).numpy()
-    probs = formats.opened("onnx", tmp_path / "m.onnx")(images)
+    probs = formats.opened(kind, file)(images)
     np.testing.assert_allclose(probs, expected, atol=1e-5)
