@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from kdfm_ray.jobs.numerics import measured_numerics
 from kdfm_ray.jobs.prepare import Prepared
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.pipeline import Plan, make_plan, plan_run
+from kdfm_ray.resolve import Found, fill, open_fields
 from kdfm_ray.store import Store
 from kdfm_ray.sweeps.slots import Slots
 from kdfm_ray.sweeps.space import Trial
@@ -22,7 +23,7 @@ MEASURED_SHAPES = 4  # kinds of networks whose speed is measured; with more, not
 
 @dataclass(frozen=True)
 class Planned:
-    """A trial with the keys of all its stages."""
+    """A trial, its open fields filled, with the keys of all its stages."""
 
     trial: Trial
     plan: Plan
@@ -52,9 +53,23 @@ class Work:
     seconds: tuple[float, float] | None
 
 
+def filled(trials: Sequence[Trial], known: Mapping[str, Found]) -> list[Trial]:
+    """The trials, without open fields where it is known what was found for their kind."""
+
+    def one(trial: Trial) -> Trial:
+        found = known.get(kind_of(trial.config)) if open_fields(trial.config) else None
+        return trial if found is None else _filled(trial, found)
+
+    return [one(trial) for trial in trials]
+
+
+def _filled(trial: Trial, found: Found) -> Trial:
+    return dataclasses.replace(trial, config=fill(trial.config, found)[0])
+
+
 def plan_trials(
     trials: Sequence[Trial], ended: Sequence[Trial], store: Store, session: Session, emit: Emit
-) -> tuple[list[Planned], list[Planned]]:
+) -> tuple[list[Planned], list[Planned], dict[str, Found]]:
     """Keys of all stages of each trial; images that were never read are read now.
 
     Args:
@@ -65,8 +80,8 @@ def plan_trials(
         emit: takes events.
 
     Returns:
-        All of ``trials``; and of ``ended`` and ``trials`` those that ``ended`` names and whose
-        keys are known.
+        All of ``trials``; of ``ended`` those whose keys are known; and what was found for trials
+        with open fields, by their kind.
 
     Raises:
         UserError: anything about the data or the networks that the user can mend.
@@ -74,16 +89,22 @@ def plan_trials(
     known: dict[str, tuple[Plan, Prepared]] = {}
 
     def planned(trial: Trial) -> Planned:
-        plan, prepared = known[_kind(trial.config)]
+        plan, prepared = known[kind_of(trial.config)]
+        trial = _filled(trial, prepared.found)
         own = make_plan(trial.config, prepared.dataset.key, prepared.split.key, plan.numerics)
         return Planned(trial, own, prepared)
 
     for trial in trials:
-        kind = _kind(trial.config)
+        kind = kind_of(trial.config)
         if kind not in known:
             known[kind] = plan_run(trial.config, store, session, emit)
-    again = [trial for trial in ended if _kind(trial.config) in known]
-    return [planned(trial) for trial in trials], [planned(trial) for trial in again]
+    again = [trial for trial in ended if kind_of(trial.config) in known]
+    found = {
+        kind_of(trial.config): known[kind_of(trial.config)][1].found
+        for trial in trials
+        if open_fields(trial.config)
+    }
+    return [planned(trial) for trial in trials], [planned(trial) for trial in again], found
 
 
 def missing_work(planned: Sequence[Planned], store: Store, session: Session, slots: Slots) -> Work:
@@ -148,8 +169,8 @@ def _seconds_of_update(each: Planned, store: Store, session: Session, slots: Slo
     return seconds
 
 
-def _kind(config: Config) -> str:
-    """Trials of one kind have images, split and numerics in common."""
+def kind_of(config: Config) -> str:
+    """Trials of one kind have images, split, starting weights and numerics in common."""
     train = config.train
     parts: dict[str, Any] = {
         "data": config.data.model_dump(mode="json"),

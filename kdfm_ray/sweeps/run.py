@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +28,15 @@ from kdfm_ray.report.facts import hardware, versions
 from kdfm_ray.report.place import default_place, folder_at
 from kdfm_ray.report.run_folder import write_whole
 from kdfm_ray.report.table import percent
+from kdfm_ray.resolve import Found, read_found
 from kdfm_ray.store import Store, default_root
 from kdfm_ray.sweeps.ledger import ENDED, KEPT, TRIALS, Cells, Ledger, Status, take_cells
 from kdfm_ray.sweeps.page import short, write_page
-from kdfm_ray.sweeps.plan import Planned, Work, missing_work, plan_trials
+from kdfm_ray.sweeps.plan import Planned, Work, filled, missing_work, plan_trials
 from kdfm_ray.sweeps.results import Setting, summarize, trial_rows, write_tables
 from kdfm_ray.sweeps.savings import Savings, describe, savings, to_json
 from kdfm_ray.sweeps.slots import Slots, find_slots
-from kdfm_ray.sweeps.space import Sweep, Trial, make_trials
+from kdfm_ray.sweeps.space import Sweep, Trial, make_trials, unranked
 from kdfm_ray.sweeps.view import SweepView
 from kdfm_ray.types import Event, Role, RunFailed, Stopped, UserError
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from kdfm_ray.sweeps.trial import Job
 
 SWEEP, NOW, LOCK = "sweep.json", "now.json", ".lock"
+FOUND = "found.json"  # what open fields are filled from, by kind of trials
 NOW_SECONDS = 2.0  # between notes of where things are, for `kdfm sweep --status`
 PAGE_SECONDS = 20.0  # between pages while trials run
 STOP_SECONDS = 60.0  # for trials to save their state after an error of the driver
@@ -159,6 +161,7 @@ class _Driver:
         self._failed: dict[str, str] = {}  # outer network -> why
         self._looked, self._last_page = 0.0, 0.0
         self._phase = ""
+        self._found = _read_found(path / FOUND)
 
     def begin(self, session: Session) -> None:
         """Take what there is to compute on.
@@ -171,8 +174,9 @@ class _Driver:
 
     def run(self, trials: Sequence[Trial]) -> None:
         """Run those of the trials that have not ended yet, after the outer networks they need."""
-        self._trials |= {trial.id: trial for trial in trials}
         elsewhere = take_cells(self._ledger, self._cells, trials)
+        trials = filled(trials, self._found)
+        self._trials |= {trial.id: trial for trial in trials}
         todo = [trial for trial in trials if self._ledger.of(trial.id).status not in ENDED]
         self._say_begun(trials, todo)
         if elsewhere:
@@ -184,8 +188,11 @@ class _Driver:
             len(todo)
         )  # a trial that fits nowhere is refused before images are read
         ended = [trial for trial in trials if self._was_run(trial.id)]
-        planned, same_kind = plan_trials(todo, ended, self._store, self._session, self._show_plan)
+        planned, same_kind, found = plan_trials(
+            todo, ended, self._store, self._session, self._show_plan
+        )
         self._check_unchanged(same_kind)
+        self._note_found(found, planned)
         self._planned |= {each.trial.id: each for each in planned}
         units = self._units(planned)
         work = missing_work(planned, self._store, self._session, slots)
@@ -204,6 +211,26 @@ class _Driver:
         self._phase = "inner networks"
         if jobs:
             self._run_jobs(jobs)
+
+    def _note_found(self, found: dict[str, Found], planned: Sequence[Planned]) -> None:
+        """Keep what fields that were open are filled from, so that they stay as they are.
+
+        Raises:
+            UserError: ASHA cannot compare trials with what they were filled with.
+        """
+        self._trials |= {each.trial.id: each.trial for each in planned}
+        if self._sweep.asha is not None:
+            problems = [text for each in planned for text in unranked(each.trial.config)]
+            if problems:
+                raise UserError(problems[0])
+        if not found:
+            return
+        for text in dict.fromkeys(
+            str(choice) for each in planned for choice in each.prepared.choices
+        ):
+            self.view.line(text)
+        self._found |= found
+        _write_json(self.path / FOUND, {kind: asdict(each) for kind, each in self._found.items()})
 
     def _was_run(self, trial: str) -> bool:
         record = self._ledger.of(trial)
@@ -580,6 +607,17 @@ def _locked(path: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def _read_found(path: Path) -> dict[str, Found]:
+    """What an earlier try noted, by kind of trials."""
+    if not path.is_file():
+        return {}
+    try:
+        read = {kind: read_found(values) for kind, values in json.loads(path.read_text()).items()}
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is damaged: give another folder with --out") from None
+    return {kind: found for kind, found in read.items() if found is not None}
 
 
 def _write_json(path: Path, value: Any) -> None:
