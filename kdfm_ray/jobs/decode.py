@@ -68,6 +68,7 @@ class DecodeTask:
         count: files in all.
         shard: files in each shard but the last.
         size: S, pixels a side.
+        max_pixels: of an image; see ``data.images.decode``.
         threads: that decode in one task.
         facts: of the listing, which go into the record.
     """
@@ -77,6 +78,7 @@ class DecodeTask:
     count: int
     shard: int
     size: int
+    max_pixels: int
     threads: int
     facts: dict[str, Any]
 
@@ -220,6 +222,7 @@ def _list(
         count=len(files),
         shard=shard_size(len(files), size),
         size=size,
+        max_pixels=data.max_pixels,
         threads=threads,
         facts={
             "classes": list(listing.classes),
@@ -287,10 +290,14 @@ def decode_shard(task: DecodeTask, number: int, emit: Emit) -> None:
 
     def work(i: int) -> None:
         try:
-            images[i] = decode(sources.content(places[i]), task.size)
+            images[i] = decode(sources.content(places[i]), task.size, task.max_pixels)
             digests[i] = duplicates.digest(images[i])
-        except (Unreadable, FileNotFoundError, PermissionError) as error:
-            reasons[i] = str(error) if isinstance(error, Unreadable) else "no such file"
+        except Unreadable as error:
+            reasons[i] = str(error)
+        except FileNotFoundError:
+            reasons[i] = "no such file"
+        except PermissionError:
+            reasons[i] = "it may not be read (permission denied)"
 
     def tell(advance: int) -> None:
         emit({"stage": "data", "phase": "decode", "advance": advance, "total": task.count})
