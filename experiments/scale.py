@@ -26,7 +26,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -53,7 +52,8 @@ def main() -> None:
         config = config_of(arguments, arguments.store or folder)
         finished = run(config, ignore, until_trusted=True)
         store = Store(config.store or "")
-        prepared = repeated(store, finished.artifacts, arguments.images)
+        assert finished.prepared is not None
+        prepared = repeated(store, finished.prepared, arguments.images)
         with open_session(config.scale, ignore) as session:
             print(
                 json.dumps({"images": arguments.images, "workers": arguments.workers}), flush=True
@@ -119,12 +119,12 @@ def config_of(arguments: argparse.Namespace, store: str) -> Config:
     return config.model_copy(update={"scale": scale})
 
 
-def repeated(store: Store, artifacts: dict[str, Any], count: int) -> Prepared:
+def repeated(store: Store, prepared: Prepared, count: int) -> Prepared:
     """The unlabeled images again and again, ``count`` in all, as another data set."""
-    key = f"repeated-{count}-{artifacts['split'].key}"
-    split = Split.load(artifacts["split"].path / "split.npz")
+    key = f"repeated-{count}-{prepared.split.key}"
+    split = Split.load(prepared.split.path / "split.npz")
     if store.find("dataset", key) is None:
-        source = artifacts["dataset"].path
+        source = prepared.dataset.path
         images = np.load(source / "train_images.npy", mmap_mode="r")[split.unlabeled_index]
         labels = np.load(source / "train_labels.npy")[split.unlabeled_index]
         with store.writing("dataset", key) as draft:
@@ -136,7 +136,7 @@ def repeated(store: Store, artifacts: dict[str, Any], count: int) -> Prepared:
                 part[:] = images[: len(part)]
             target.flush()
             np.save(draft.path / "train_labels.npy", np.resize(labels, count))
-            draft.write_record(artifacts["dataset"].record() | {"num_train": count})
+            draft.write_record(prepared.dataset.record() | {"num_train": count})
     if store.find("split", key) is None:
         labeled = np.flatnonzero(np.isin(split.unlabeled_index, split.labeled_index))
         whole = Split(labeled, np.arange(count), np.empty(0, np.int64))
@@ -144,7 +144,8 @@ def repeated(store: Store, artifacts: dict[str, Any], count: int) -> Prepared:
             whole.save(draft.path / "split.npz")
             draft.write_record({"num_unlabeled": count})
     dataset, found = store.get("dataset", key), store.get("split", key)
-    return Prepared(dataset, found, dataset.record() | found.record())
+    facts = dataset.record() | found.record()
+    return dataclasses.replace(prepared, dataset=dataset, split=found, facts=facts)
 
 
 @dataclasses.dataclass

@@ -294,6 +294,7 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
             emit,
             verbose=verbose,
             begun_with=folder.begun_with,
+            found=folder.found,
             pictures=True,
             left=left,
         )

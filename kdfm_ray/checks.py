@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdfm_ray.config import NO_FILE
 from kdfm_ray.types import UserError
 
 
@@ -34,9 +35,10 @@ def find_problems(values: Mapping[str, Any]) -> list[str]:
             problem = sources.check_place(str(place), pattern=name == "unlabeled")
             problems += [f"data.{name} = {place}: {problem}"] if problem else []
     pretrained = model["pretrained"]
-    is_file = isinstance(pretrained, str) and pretrained not in ("no", "yes")
+    is_file = isinstance(pretrained, str) and pretrained not in NO_FILE
     if is_file and not Path(pretrained).expanduser().is_file():
         problems.append(
-            f"model.pretrained = {pretrained}: no such file; give no, yes, or a file of weights"
+            f"model.pretrained = {pretrained}: no such file; give auto, no, yes, or a file "
+            "of weights"
         )
     return problems

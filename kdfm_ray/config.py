@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -26,6 +27,16 @@ from pydantic import (
 )
 
 from kdfm_ray.types import Role, UserError
+
+T = TypeVar("T")
+# A field that may be left open (None) for images of one's own, until the data stage has read them
+# and ``resolve.fill`` has filled it; typed as filled, since all stages after that one see it so.
+if TYPE_CHECKING:
+    Open = Annotated[T, "may be left open"]
+else:
+    Open = T | None
+
+OPEN: Any = None
 
 Precision = Literal["fp32", "bf16"]
 MemoryFormat = Literal["channels_last", "contiguous"]
@@ -62,6 +73,13 @@ class DataConfig(Section):
         description="share of your own images that may be unreadable and are skipped; above it "
         "the run stops",
     )
+    max_pixels: int = Field(
+        64_000_000,
+        ge=1,
+        description="your own images of more pixels are skipped; of JPEGs, which are read at a "
+        "smaller scale, the pixels at that scale; an image takes 8 bytes of memory a pixel, "
+        "transparent and 16-bit ones too",
+    )
     root: Path = Field(
         Path("~/.cache/kdfm_ray/data"),
         description="where named data sets are, or are downloaded to",
@@ -83,8 +101,9 @@ class DataConfig(Section):
         None,
         ge=8,
         le=1024,
-        description="pixels a side; none: the data set's own; of "
-        "your own images the median shorter side, at least 32 and at most 64",
+        description="pixels a side; none: the data set's own; of your own images the median "
+        "shorter side, from 32 to 64, or with pretrained weights to 96 on CPUs and to the "
+        "network's own input size on GPUs",
     )
     device: Keep = Field(
         "auto", description="where GPUs read images; auto: from their own memory where they fit"
@@ -125,7 +144,9 @@ class ModelConfig(Section):
         "efficientnet_b0", description="any timm backbone, or wrn_{10,16,28}_2, wrn_28_8"
     )
     pretrained: str = Field(
-        "no", description="no, yes (timm's own weights), or a .safetensors / .pth file"
+        "auto",
+        description="no, yes (timm's own weights), or a .safetensors / .pth file; auto: yes for "
+        "your own images where the weights can be had, no for named data sets",
     )
     norm: Literal["batch", "group"] = Field(
         "batch", description="normalization of the wrn_* networks; others keep their own"
@@ -136,10 +157,20 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """One SNN's training; outer, inner and labeled-only alike."""
 
-    steps: int = Field(2000, ge=1, description="optimizer updates of each SNN")
+    steps: Open[int] = Field(
+        OPEN,
+        ge=1,
+        description="optimizer updates of each SNN; none: 2,000; with your own images 20 passes "
+        "over them, from 500 to 20,000",
+    )
     batch_size: int = Field(32, ge=1, description="labeled images per update (B), global")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum")
-    learning_rate: float = Field(0.03, gt=0, description="peak; decays as cos(7 pi t / 16 T)")
+    learning_rate: Open[float] = Field(
+        OPEN,
+        gt=0,
+        description="peak; decays as cos(7 pi t / 16 T); none: 0.03; with your own images by "
+        "optimizer and starting weights",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(5e-4, ge=0, description="not on norms and biases")
     layer_decay: float | None = Field(
@@ -161,8 +192,18 @@ class TrainConfig(Section):
         "local",
         description="batch-norm statistics of a worker, or of all (SyncBatchNorm, GPUs only)",
     )
-    eval_every: int = Field(500, ge=1, description="updates between validations of the EMA network")
-    log_every: int = Field(20, ge=1, description="updates that one line of metrics covers")
+    eval_every: Open[int] = Field(
+        OPEN,
+        ge=1,
+        description="updates between validations of the EMA network; none: 500; with your own "
+        "images a tenth of the steps",
+    )
+    log_every: Open[int] = Field(
+        OPEN,
+        ge=1,
+        description="updates that one line of metrics covers; none: 20; with your own images a "
+        "hundredth of the steps",
+    )
 
 
 class FixMatchConfig(Section):
@@ -328,6 +369,13 @@ class FaultConfig(Section):
     )
 
 
+# What the open fields are for named data sets; for images of one's own see ``resolve.fill``.
+NAMED: dict[str, dict[str, Any]] = {
+    "train": {"steps": 2000, "learning_rate": 0.03, "eval_every": 500, "log_every": 20},
+    "model": {"pretrained": "no"},
+}
+
+NO_FILE = ("auto", "no", "yes")  # values of model.pretrained that name no file
 DATA_PLACES = ("labeled", "unlabeled", "test")
 
 # What does not change the result, and so is in no key and no hash.
@@ -346,6 +394,7 @@ NOT_IN_HASH: Any = {
 # and keys leave them out, so that what was recorded is found again.
 CAME_LATER: dict[str, dict[str, Any]] = {
     "": {"equal_compute": False},
+    "data": {"max_pixels": 64_000_000},
     "fixmatch": {"align": "none"},
     "select": {"max_per_class": None, "spread_neighbors": 15, "spread_alpha": 0.99},
     "inner": {"steps": None},
@@ -365,6 +414,11 @@ def hashed_whole(values: dict[str, Any]) -> dict[str, Any]:
 
 
 _NOTHING = object()
+
+
+def is_open(section: Section, name: str) -> bool:
+    """Whether a field that may be left open is."""
+    return getattr(section, name) in (None, "auto")
 
 
 class Config(Section):
@@ -420,6 +474,15 @@ class Config(Section):
         return place
 
     @model_validator(mode="after")
+    def _named_sets_leave_nothing_open(self) -> Config:
+        if self.data.name is not None:
+            for section, values in NAMED.items():
+                part = getattr(self, section)
+                left = {name: value for name, value in values.items() if is_open(part, name)}
+                object.__setattr__(self, section, part.model_copy(update=left))
+        return self
+
+    @model_validator(mode="after")
     def _fits_together(self) -> Config:
         problems = []
         if self.scale.num_workers > self.train.batch_size:
@@ -442,9 +505,10 @@ class Config(Section):
                 "train.norm_sync = global is torch's SyncBatchNorm, which runs on GPUs only: "
                 "use local, or scale.use_gpu yes"
             )
-        fewest = min(self.train.steps, self.inner.steps or self.train.steps)
+        known = {"train.steps": self.train.steps, "inner.steps": self.inner.steps}
+        steps = {name: value for name, value in known.items() if value is not None}
+        name, fewest = min(steps.items(), key=lambda item: item[1], default=("", math.inf))
         if self.train.warmup_steps >= fewest and self.train.warmup_steps > 0:
-            name = "train.steps" if fewest == self.train.steps else "inner.steps"
             problems.append(
                 f"train.warmup_steps = {self.train.warmup_steps} must be below {name} = {fewest}"
             )
@@ -458,7 +522,8 @@ class Config(Section):
         return self.seed if self.data.split_seed is None else self.data.split_seed
 
     def steps_of(self, role: Role) -> int:
-        """Optimizer updates of one of the run's networks."""
+        """Optimizer updates of one of the run's networks; ``train.steps`` must not be open."""
+        assert self.train.steps is not None, "resolve.fill comes first"
         inner = self.inner.steps or self.train.steps
         return {"inner": inner, "longer": self.train.steps + inner}.get(role, self.train.steps)
 
@@ -506,7 +571,7 @@ def absolute_paths(config: Config) -> Config:
     places: dict[str, Any] = {name: absolute(getattr(config.data, name)) for name in DATA_PLACES}
     places["root"] = config.data.root.expanduser().resolve()
     pretrained = config.model.pretrained
-    if pretrained not in ("no", "yes"):
+    if pretrained not in NO_FILE:
         pretrained = str(Path(pretrained).expanduser().resolve())
     return config.model_copy(
         update={
@@ -571,7 +636,7 @@ def _without(values: Any, error: ValidationError) -> list[str]:
 
 def default_values() -> dict[str, Any]:
     """Nested values of a config in which nothing is set yet, not even the data."""
-    values = Config(data=DataConfig(name="none")).model_dump(mode="json")
+    values = Config.model_construct(data=DataConfig(name="none")).model_dump(mode="json")
     values["data"]["name"] = None
     return values
 

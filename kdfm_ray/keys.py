@@ -68,6 +68,7 @@ def dataset_key(
     parts["image_size"] = config.data.image_size if fingerprint is None else image_size
     if fingerprint is not None:
         parts["own_images"] = OWN_IMAGES
+        parts |= hashed("data", {"max_pixels": config.data.max_pixels})
     return _key("dataset", parts)
 
 

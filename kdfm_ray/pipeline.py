@@ -11,13 +11,13 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdfm_ray import keys
 from kdfm_ray.checkpoints import Checkpoints
-from kdfm_ray.config import Config, absolute_paths
+from kdfm_ray.config import NO_FILE, Config, absolute_paths
 from kdfm_ray.jobs.board import TrainTask
 from kdfm_ray.jobs.crew import Crew
 from kdfm_ray.jobs.interrupts import noting_interrupts
@@ -25,6 +25,7 @@ from kdfm_ray.jobs.session import Session, open_session
 from kdfm_ray.jobs.shared import check_shared
 from kdfm_ray.leases import lease
 from kdfm_ray.models.numerics import Numerics, allowed_numerics
+from kdfm_ray.resolve import Found, describe_classes
 from kdfm_ray.store import Artifact, Store, default_root
 from kdfm_ray.types import Emit, Role, RunFailed, Stopped, UserError
 
@@ -68,13 +69,15 @@ class Left:
     """What a run left in the store, however far it came.
 
     Attributes:
-        config: with absolute paths.
+        config: with absolute paths, without open fields.
         numerics: the choice, how it came about, and ``measured`` where it was.
         artifacts: stage -> its artifact.
         facts: of the images and their split, also where the data stage was not finished.
         reused: stages that had been done before.
         seconds: wall time of the whole run, Ray's start included.
         resources: CPUs, GPUs and workers that the run used.
+        given: the config as it was given; ``None``: the same.
+        prepared: images and split, their facts, and how open fields were filled.
     """
 
     config: Config
@@ -84,13 +87,15 @@ class Left:
     reused: list[str]
     seconds: float
     resources: dict[str, int]
+    given: Config | None = None
+    prepared: Prepared | None = None
 
 
 @dataclass(frozen=True)
 class Finished(Left):
     """What a run left that came to its end, with the key of each stage."""
 
-    plan: Plan
+    plan: Plan = field(kw_only=True)
 
 
 def run(
@@ -99,6 +104,7 @@ def run(
     *,
     verbose: bool = False,
     begun_with: str | None = None,
+    found: Found | None = None,
     stop: Callable[[], bool] | None = None,
     until_trusted: bool = False,
     pictures: bool = False,
@@ -112,6 +118,7 @@ def run(
             stages, ``{"stage": name, "step": n, "total": m, ...}`` within.
         verbose: let Ray's own logs through.
         begun_with: the numerics of an earlier try, where the config leaves them open.
+        found: what an earlier try found for other fields that are open.
         stop: asked about once a second while networks train; true: save and raise ``Stopped``.
         until_trusted: end before the inner network, with all that many inner ones may share.
         pictures: also make the map and the examples that a report shows.
@@ -137,7 +144,7 @@ def run(
                 Crew(session, store, absolute_paths(config), stop) as crew,
             ):
                 check_shared(session, store)
-                stages = _Stages(config, store, session, crew, emit, begun_with)
+                stages = _Stages(config, store, session, crew, emit, begun_with, found)
                 stages.do_all(stop, interrupted.is_set, until_trusted, pictures)
         except BaseException as error:
             if left is not None:
@@ -172,6 +179,7 @@ def plan_run(config: Config, store: Store, session: Session, emit: Emit) -> tupl
 def make_plan(config: Config, dataset: str, split: str, numerics: Numerics) -> Plan:
     """All keys of a run; they are known before anything is trained."""
     weights = _weights_hash(config.model.pretrained)
+    assert weights != "auto", "resolve.fill comes first"
 
     def network(role: Role, **inputs: str | None) -> str:
         return keys.network_key(config, role, split, numerics, weights=weights, **inputs)
@@ -200,8 +208,10 @@ class _Stages:
         crew: Crew,
         emit: Emit,
         begun_with: str | None,
+        found: Found | None = None,
     ) -> None:
-        self.config = absolute_paths(config)
+        self.given = self.config = absolute_paths(config)
+        self.found = found
         self.store, self.session, self.crew, self.emit = store, session, crew, emit
         self.begun_with = begun_with
         self.reused: list[str] = []
@@ -253,22 +263,41 @@ class _Stages:
                 "data.device = gpu, and there is no GPU here: use data.device auto or host"
             )
         self.emit({"stage": "data", "state": "start"})
-        self.prepared = prepare(self.session, self.store, self.config)
+        self.prepared = prepare(self.session, self.store, self.given, self.found)
+        self.config = self.crew.config = self.prepared.config
+        self._tell_choices()
         facts = self.facts = self.prepared.facts
         if facts["reused"]:
             self.reused.append("data")
         numerics = self._numerics()
         self.plan = self._plan_with(numerics)
-        begun = {
+        begun: dict[str, Any] = {
             "store": self.store.root,
             "images": self.plan.dataset,
             "split": self.plan.split,
             "numerics": str(numerics),
             "outer network": self.plan.outer,
         }
+        if self.prepared.choices:
+            begun["found"] = asdict(self.prepared.found)
+            begun["resolved"] = {each.field: each.value for each in self.prepared.choices}
         self._note_done("data", facts | {"numerics": self.how_numerics, "begun": begun})
         self.planned = True
-        self._warn("data", [*facts["data_warnings"], *facts["split_warnings"]])
+        found = self.prepared.found
+        own = [found.warning] if found.warning else []
+        self._warn("data", [*own, *facts["data_warnings"], *facts["split_warnings"]])
+
+    def _tell_choices(self) -> None:
+        """Of fields that were open, and of how many labeled images the classes have."""
+        facts = self.prepared.facts
+        lines = describe_classes(
+            facts["classes"],
+            facts["labeled_per_class"],
+            facts["val_per_class"],
+            aligned=self.config.fixmatch.align != "none",
+        )
+        for text in [*map(str, self.prepared.choices), *lines]:
+            self.emit({"stage": "", "note": text})
 
     def _plan_with(self, numerics: Numerics) -> Plan:
         return make_plan(self.config, self.prepared.dataset.key, self.prepared.split.key, numerics)
@@ -440,6 +469,8 @@ class _Stages:
                 "workers": self.config.scale.num_workers,
                 "cpus_per_worker": self.session.cpus_per_worker,
             },
+            given=self.given,
+            prepared=getattr(self, "prepared", None),  # images that were refused
         )
 
     def artifacts(self) -> dict[str, Artifact]:
@@ -554,7 +585,7 @@ class _Stages:
 @functools.cache
 def _weights_hash(pretrained: str) -> str:
     """``no``, ``yes``, or the content hash of the file of weights, wherever it lies."""
-    if pretrained in ("no", "yes"):
+    if pretrained in NO_FILE:
         return pretrained
     with Path(pretrained).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,6 +23,7 @@ LAYERS = [
     ["models", "data"],
     ["checkpoints", "leases"],
     ["store"],
+    ["resolve"],
     ["config", "remote"],
     ["types"],
 ]

@@ -93,12 +93,13 @@ def list_folders(
     glob, or a table of ``path``. Each may lie behind a URI. Links are followed, hidden names are
     passed over.
     An unlabeled file that is also a labeled or a test file (a link, or one folder inside the other)
-    counts there only: a validation image must not come back as an unlabeled one.
+    counts there only: a validation image must not come back as an unlabeled one. A file that is
+    both labeled and test stays in both lists: such copies are resolved by their pixels.
 
     Raises:
         UserError: a place is missing, cannot be read or holds no image; no class, or only one; a
             class without images; a test class that is not a labeled one; a folder inside
-            ``labeled``; a file both labeled and test.
+            ``labeled``.
     """
     notes = _Notes()
     places = [None if each is None else sources.normal(each) for each in (labeled, unlabeled, test)]
@@ -111,7 +112,8 @@ def list_folders(
     test_labels = np.empty(0, dtype=np.int64)
     if test_at is not None:
         names, test_files, test_labels = _list_labeled(test_at, "test", classes, notes)
-        _check_test(test_at, names, test_files, classes, labeled_ids, notes)
+        if absent := [name for name in classes if name not in names]:
+            notes.warnings.append(f"the test folder has no images of class {_some(absent)}")
     spare: list[ImageFile] = []
     if unlabeled_at is not None:
         every = _list_unlabeled(unlabeled_at, "unlabeled", notes)
@@ -250,26 +252,6 @@ def _list_classes(
             "into the subfolder of their class"
         )
     return files, np.array(labels, dtype=np.int64)
-
-
-def _check_test(
-    place: str,
-    names: Sequence[str],
-    files: Sequence[ImageFile],
-    classes: Sequence[str],
-    labeled_ids: set[object],
-    notes: _Notes,
-) -> None:
-    if absent := [name for name in classes if name not in names]:
-        notes.warnings.append(
-            f"the test folder has no images of class {_some(absent)}: add some, else nobody knows "
-            "how often that class is found"
-        )
-    if both := [file.name for file in files if file.identity in labeled_ids]:
-        raise UserError(
-            f"{len(both)} files of the test folder {place} are also labeled images: {_some(both)}. "
-            "What is tested on must not be trained on; remove them from one of the two."
-        )
 
 
 def _check_there(place: str, what: str) -> None:

@@ -27,6 +27,7 @@ _NOT_PHOTOS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 # A photo with a second one for depth or 3D; a picture whose layers follow the whole of it.
 _FIRST_IS_WHOLE = {"MPO", "PSD"}
 _KNOWN_BY_HEAD = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "JPEG2000", "AVIF")
+_BAND_PIXELS = 2**20  # that are laid on white at a time
 _MAX_WIDE = 0xFFFF  # brightest of 16 bits
 _UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,7 +62,9 @@ class Unreadable(ValueError):
     """A file that gives no picture; its text is the reason, as part of a sentence."""
 
 
-def decode(source: Path | bytes, size: int) -> UInt8[np.ndarray, "s s 3"]:
+def decode(
+    source: Path | bytes, size: int, max_pixels: int | None = None
+) -> UInt8[np.ndarray, "s s 3"]:
     """One image as uint8 RGB ``[S, S, 3]``: shorter side to S, then the center square.
 
     The camera's rotation (EXIF) is undone. Transparency is laid on white. Grey becomes three equal
@@ -71,15 +74,19 @@ def decode(source: Path | bytes, size: int) -> UInt8[np.ndarray, "s s 3"]:
     Args:
         source: a file, or the content of one.
         size: S, pixels a side.
+        max_pixels: of an image, as far as it has to be decoded; it takes about 8 bytes of memory
+            for each (12 with 16 bits). ``None``: as many as Pillow takes.
 
     Raises:
-        Unreadable: it is empty, cut off, no image, an animation, or of numbers that have no scale.
+        Unreadable: it is empty, cut off, no image, an animation, too large, or of numbers that
+            have no scale.
     """
     try:
         with Image.open(_content(source)) as file:
             _check_single(file)
             # JPEG can be decoded at 1/2, 1/4 or 1/8: the smallest that is at least twice our size.
             file.draft("RGB", (2 * size, 2 * size))
+            _check_pixels(file.size, max_pixels)
             square = _square(_to_rgb(file), size)
             turn = _UPRIGHT.get(_orientation(file))
         return np.asarray(square if turn is None else square.transpose(turn))
@@ -232,19 +239,36 @@ def _check_single(file: Image.Image) -> None:
         raise ValueError(f"an animation, or of several pages ({frames} pictures in one file)")
 
 
+def _check_pixels(size: tuple[int, int], most: int | None) -> None:
+    width, height = size
+    if most is not None and width * height > most:
+        raise ValueError(
+            f"too large: {width:,} x {height:,} pixels, more than data.max_pixels = {most:,}"
+        )
+
+
 def _to_rgb(file: Image.Image) -> Image.Image:
     if file.mode == "F":
         raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
     if file.mode.startswith("I"):  # 16 bits, which Pillow sometimes calls 32
-        wide = np.asarray(file).astype(np.int64)
+        wide = np.asarray(file)
         if wide.min() < 0 or wide.max() > _MAX_WIDE:
             raise ValueError("its pixels are 32-bit numbers; save it with 8 or 16 bits")
         return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
-    if file.has_transparency_data:
-        above = file.convert("RGBA")
+    return _on_white(file) if file.has_transparency_data else file.convert("RGB")
+
+
+def _on_white(file: Image.Image) -> Image.Image:
+    """Band by band: the whole at once takes five copies of the pixels, which this takes two of."""
+    file.load()
+    width, height = file.size
+    below = Image.new("RGB", file.size)
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        above = file.crop((0, top, width, min(height, top + rows))).convert("RGBA")
         white = Image.new("RGBA", above.size, "white")
-        return Image.alpha_composite(white, above).convert("RGB")
-    return file.convert("RGB")
+        below.paste(Image.alpha_composite(white, above).convert("RGB"), (0, top))
+    return below
 
 
 def _orientation(file: Image.Image) -> int:

@@ -46,11 +46,12 @@ class Crew:
         Args:
             session: where to start them.
             store: where networks go.
-            config: the run's.
+            config: the run's; ``config`` is set again when its open fields are filled, which is
+                before anything trains.
             stop: asked about once a second while a network trains: whether to save its state and
                 raise ``Stopped``, as after Ctrl-C.
         """
-        self._session, self._store, self._config = session, store, config
+        self._session, self._store, self.config = session, store, config
         self._stop = stop or (lambda: False)
         self._board: Any = None
         self._fit: threading.Thread | None = None
@@ -169,7 +170,7 @@ class Crew:
             wait_for_room(
                 self._session.workers_need,
                 self._session.emit,
-                minutes=self._config.faults.wait_minutes,
+                minutes=self.config.faults.wait_minutes,
                 stop=lambda: interrupt.is_set() or self._stop(),
             )
 
@@ -181,7 +182,7 @@ class Crew:
         if silence < QUIET_SECONDS:
             self._told_of_silence = False
             return
-        minutes = self._config.faults.wait_minutes
+        minutes = self.config.faults.wait_minutes
         fewest = self._session.scale.min_workers
         if fewest is not None and silence > 60 * minutes:
             raise RunFailed(
@@ -219,7 +220,7 @@ class Crew:
         if said is not None:
             return said
         error = self._errors[0] if self._errors else RuntimeError("the workers left")
-        cause = _first_cause(error, self._config.faults.max_failures)
+        cause = _first_cause(error, self.config.faults.max_failures)
         cause.__cause__ = error
         return cause
 
@@ -242,7 +243,7 @@ class Crew:
         runtime = Runtime(device=device, emit=self._session.emit, wish=wish)
         threads = self._session.cpus_per_worker
         with keeping_memory(device):
-            train_tasks(tasks, self._config, self._store, runtime, threads=threads)
+            train_tasks(tasks, self.config, self._store, runtime, threads=threads)
 
     def _start(self) -> None:
         quiet_libraries(self._session)
@@ -268,7 +269,7 @@ class Crew:
             work,
             train_loop_config={
                 "store": self._store.root,
-                "config": self._config,
+                "config": self.config,
                 "board": self._board,
                 "emit": session.emit,
                 "threads": session.cpus_per_worker,
@@ -289,10 +290,10 @@ class Crew:
                 # Workers that are started again go on from the network's saved state. Machines
                 # that are taken away are nobody's fault, and counted apart (no limit).
                 failure_config=FailureConfig(
-                    max_failures=self._config.faults.max_failures,
-                    controller_failure_limit=_patience(self._config.faults.wait_minutes),
+                    max_failures=self.config.faults.max_failures,
+                    controller_failure_limit=_patience(self.config.faults.wait_minutes),
                 ),
-                callbacks=[_tell_restarts(session.emit, self._config.faults.max_failures)],
+                callbacks=[_tell_restarts(session.emit, self.config.faults.max_failures)],
             ),
         )
         try:

@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +44,9 @@ from kdfm_ray.remote import StoreError, open_files
 from kdfm_ray.store import Draft, Store
 from kdfm_ray.types import UNKNOWN, Emit, RunFailed, UserError
 
-IMAGE_SIZES = (32, 64)  # pixels a side that are chosen from where the config leaves it open
+if TYPE_CHECKING:  # the driver of a cluster computes nothing: it needs no torch
+    from kdfm_ray.models.pretrained import SizeLimits
+
 SHARD_BYTES = 32 * 2**20  # of pixels
 SHARD_FILES = 2048  # at most
 SHARDS = 16  # at least, where there are files enough
@@ -67,6 +69,7 @@ class DecodeTask:
         count: files in all.
         shard: files in each shard but the last.
         size: S, pixels a side.
+        max_pixels: of an image; see ``data.images.decode``.
         threads: that decode in one task.
         facts: of the listing, which go into the record.
     """
@@ -76,6 +79,7 @@ class DecodeTask:
     count: int
     shard: int
     size: int
+    max_pixels: int
     threads: int
     facts: dict[str, Any]
 
@@ -90,20 +94,45 @@ class DecodeTask:
         return range(-(-self.count // self.shard))
 
 
-def decode_own(session: Session, store: Store, config: Config) -> tuple[str, bool]:
-    """Have the user's images decoded, unless they were; returns their key, and whether they were.
+@dataclass(frozen=True)
+class Decoded:
+    """The user's images in the store.
+
+    Attributes:
+        key: of the artifact.
+        reused: they had been decoded before.
+        size: pixels a side.
+        why: that size, where the config leaves it open.
+    """
+
+    key: str
+    reused: bool
+    size: int
+    why: str
+
+
+def decode_own(
+    session: Session, store: Store, config: Config, size: tuple[int, str] | None = None
+) -> Decoded:
+    """Have the user's images decoded, unless they were.
+
+    Args:
+        session: what to decode on.
+        store: where they go.
+        config: the run's, with ``model.pretrained`` as resolved.
+        size: pixels a side and the reason, of an earlier try that the config leaves it open to.
 
     Raises:
         UserError: anything about the files that the user can mend.
         RunFailed: a file system did not answer.
     """
     started = time.perf_counter()
-    task = session.call(_list, store.root, config, session.in_process)
+    task, why = session.call(_list, store.root, config, size, session.in_process, session.use_gpu)
     done = store.find("dataset", task.key)
     if done is not None:
         record = done.record()
         check_skipped(record["skipped"], record["num_files"], config.data.max_skipped, record)
-        return task.key, True
+        return Decoded(task.key, True, task.size, why)
 
     def waiting(holder: str) -> None:
         text = f"another run ({holder}) reads these images now: waiting for them"
@@ -118,7 +147,7 @@ def decode_own(session: Session, store: Store, config: Config) -> tuple[str, boo
             for _ in session.each(decode_shard, shards):
                 pass
             session.call(_assemble, task, config.data.max_skipped, started)
-    return task.key, not held
+    return Decoded(task.key, not held, task.size, why)
 
 
 def shard_size(count: int, size: int) -> int:
@@ -127,15 +156,19 @@ def shard_size(count: int, size: int) -> int:
     return min(SHARD_FILES, by_pixels, max(FEWEST_FILES, -(-count // SHARDS)))
 
 
-def choose_size(sides: Sequence[int]) -> int:
-    """Pixels a side for images with these shorter sides: their median, to 8 pixels, within limits.
+def choose_size(sides: Sequence[int], limits: SizeLimits) -> tuple[int, str]:
+    """Pixels a side for images with these shorter sides, and why: their median, within limits.
 
     Larger sizes cost more than most would expect, so they have to be asked for.
     """
-    least, most = IMAGE_SIZES
+    bounds = f"{limits.least} to {limits.most} ({limits.why})"
+    if limits.least == limits.most:
+        return limits.most, limits.why
     if not sides:
-        return most
-    return min(most, max(least, 8 * round(float(np.median(sides)) / 8)))
+        return limits.most, f"the largest of {bounds}"
+    median, unit = float(np.median(sides)), limits.multiple
+    size = min(limits.most, max(limits.least, unit * round(median / unit)))
+    return size, f"the median shorter side is {median:g}; multiples of {unit} from {bounds}"
 
 
 def check_skipped(
@@ -167,14 +200,20 @@ def _varied(skipped: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     return [*firsts, *rest][:MOST_EXAMPLES]
 
 
-def _list(store_root: str, config: Config, in_process: bool) -> DecodeTask:
-    """Find the files, and leave their list for the other tasks where there is work to do."""
+def _list(
+    store_root: str, config: Config, known: tuple[int, str] | None, in_process: bool, gpu: bool
+) -> tuple[DecodeTask, str]:
+    """Find the files, and leave their list for the other tasks where there is work to do.
+
+    Returns:
+        What those need, and why the images get that size.
+    """
     data = config.data
     assert data.labeled is not None
     try:
         listing = folder.list_folders(data.labeled, data.unlabeled, data.test)
         files = listing.train + listing.test
-        size = data.image_size or choose_size(_sample_sides(files))
+        size, why = known or _choose_size(config, files, gpu)
     except StoreError as error:
         raise RunFailed(f"the images cannot be read now: {error}") from error
     key = keys.dataset_key(config, listing.fingerprint(), image_size=size)
@@ -188,6 +227,7 @@ def _list(store_root: str, config: Config, in_process: bool) -> DecodeTask:
         count=len(files),
         shard=shard_size(len(files), size),
         size=size,
+        max_pixels=data.max_pixels,
         threads=threads,
         facts={
             "classes": list(listing.classes),
@@ -208,7 +248,16 @@ def _list(store_root: str, config: Config, in_process: bool) -> DecodeTask:
         buffer = io.BytesIO()
         pq.write_table(table, buffer, row_group_size=task.shard)
         _write_whole(f"{task.folder}/{LISTING}", buffer.getvalue())
-    return task
+    return task, why
+
+
+def _choose_size(config: Config, files: Sequence[sources.ImageFile], gpu: bool) -> tuple[int, str]:
+    if config.data.image_size is not None:
+        return config.data.image_size, ""
+    from kdfm_ray.models.pretrained import size_limits
+
+    name, pretrained = config.model.name, config.model.pretrained != "no"
+    return choose_size(_sample_sides(files), size_limits(name, pretrained=pretrained, gpu=gpu))
 
 
 def _by_name(place: str) -> str:
@@ -246,10 +295,14 @@ def decode_shard(task: DecodeTask, number: int, emit: Emit) -> None:
 
     def work(i: int) -> None:
         try:
-            images[i] = decode(sources.content(places[i]), task.size)
+            images[i] = decode(sources.content(places[i]), task.size, task.max_pixels)
             digests[i] = duplicates.digest(images[i])
-        except (Unreadable, FileNotFoundError, PermissionError) as error:
-            reasons[i] = str(error) if isinstance(error, Unreadable) else "no such file"
+        except Unreadable as error:
+            reasons[i] = str(error)
+        except FileNotFoundError:
+            reasons[i] = "no such file"
+        except PermissionError:
+            reasons[i] = "it may not be read (permission denied)"
 
     def tell(advance: int) -> None:
         emit({"stage": "data", "phase": "decode", "advance": advance, "total": task.count})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from kdfm_ray.data.split import Split, make_split
 from kdfm_ray.jobs.decode import decode_own
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.leases import lease
+from kdfm_ray.resolve import Choice, Found, fill
 from kdfm_ray.store import Artifact, Draft, Store
 from kdfm_ray.trust.noise import corrupt
 from kdfm_ray.types import UNKNOWN, Dataset, Emit, ImageSet, UserError
@@ -27,28 +28,57 @@ if TYPE_CHECKING:  # the driver prepares nothing itself, and starts sooner witho
 
 @dataclass(frozen=True)
 class Prepared:
-    """Keys and facts of the images and their split; small enough for any driver."""
+    """Keys and facts of the images and their split; small enough for any driver.
+
+    Attributes:
+        dataset, split: artifacts.
+        facts: their records, ``reused``, and counts of each class.
+        config: the run's, without open fields.
+        found: what they were filled from.
+        choices: what they were filled with.
+    """
 
     dataset: Artifact
     split: Artifact
     facts: dict[str, Any]
+    config: Config
+    found: Found
+    choices: tuple[Choice, ...]
 
 
-def prepare(session: Session, store: Store, config: Config) -> Prepared:
+def prepare(session: Session, store: Store, config: Config, begun: Found | None = None) -> Prepared:
     """Have the images decoded, split and checked against the network, before anything trains.
+
+    Args:
+        session: what to work on.
+        store: where images and split go.
+        config: the run's, with open fields or without.
+        begun: what an earlier try of this run found; its weights and image size are kept.
 
     Raises:
         UserError: anything about the data or the network that the user can mend.
     """
+    weights = _find_weights(session, config, begun)
+    model = config.model.model_copy(update={"pretrained": weights.name})
+    started = config.model_copy(update={"model": model})
     if config.data.labeled is None:
         dataset_key, reused = session.call(_load_named, store.root, config, session.emit)
+        size, why_size = config.data.image_size, ""
     else:
-        dataset_key, reused = decode_own(session, store, config)
+        kept = config.data.image_size is None and begun is not None
+        decoded = decode_own(
+            session,
+            store,
+            started,
+            (begun.image_size, begun.image_size_why) if kept and begun is not None else None,
+        )
+        dataset_key, reused = decoded.key, decoded.reused
+        size, why_size = decoded.size, decoded.why
     try:
-        split_key = session.call(_check_and_split, store.root, config, dataset_key)
+        split_key, counts = session.call(_check_and_split, store.root, started, dataset_key)
     except UserError as error:
-        found = store.find("dataset", dataset_key)
-        error.facts = None if found is None else found.record()
+        images = store.find("dataset", dataset_key)
+        error.facts = None if images is None else images.record()
         raise
     dataset, split = store.find("dataset", dataset_key), store.find("split", split_key)
     if dataset is None or split is None:
@@ -56,7 +86,52 @@ def prepare(session: Session, store: Store, config: Config) -> Prepared:
             f"what a worker wrote to the store {store.root} is not seen here: the store is not "
             "shared by all nodes; give a shared folder or a URI with --store"
         )
-    return Prepared(dataset, split, dataset.record() | split.record() | {"reused": reused})
+    facts = dataset.record() | split.record() | counts | {"reused": reused}
+    found = Found(
+        pretrained=weights.name,
+        pretrained_why=weights.why,
+        image_size=size or facts["image_shape"][0],
+        image_size_why=why_size,
+        labeled=facts["num_labeled"],
+        unlabeled=facts["num_unlabeled"],
+        warning=weights.warning,
+    )
+    filled, choices = fill(config, found)
+    return Prepared(dataset, split, facts, filled, found, choices)
+
+
+class _Weights(NamedTuple):
+    name: str
+    why: str = ""
+    warning: str = ""
+
+
+def _find_weights(session: Session, config: Config, begun: Found | None) -> _Weights:
+    """``model.pretrained`` without auto: decided once, on one machine, for all of them."""
+    if config.model.pretrained != "auto":
+        return _Weights(config.model.pretrained)
+    if begun is not None:
+        return _Weights(begun.pretrained, begun.pretrained_why, begun.warning)
+    name = config.model.name
+    trouble = session.call(_fetch_weights, name)
+    if trouble is None:
+        return _Weights("no", f"there are no pretrained weights for {name}")
+    if not trouble:
+        return _Weights("yes", f"timm's weights for {name} are here")
+    warning = (
+        f"timm's weights for {name} cannot be had ({trouble.rstrip('.')}), so it starts at random "
+        "and will need more labels and updates: connect this machine, or give a file with "
+        "--model.pretrained FILE (experiments/lite0.py makes one for tf_efficientnet_lite0 from a "
+        "Python package); --model.pretrained no says that this is as wanted"
+    )
+    return _Weights("no", "timm's weights cannot be had", warning)
+
+
+def _fetch_weights(name: str) -> str | None:
+    """Why weights cannot be had; empty where they can, none where there are none."""
+    from kdfm_ray.models.pretrained import fetch_pretrained, has_pretrained
+
+    return fetch_pretrained(name) if has_pretrained(name) else None
 
 
 def load_images(artifact: Artifact, part: str) -> ImageSet | None:
@@ -136,25 +211,44 @@ def _load_named(store_root: str, config: Config, emit: Emit) -> tuple[str, bool]
     return key, False
 
 
-def _check_and_split(store_root: str, config: Config, dataset_key: str) -> str:
-    """Try the network on the images, and draw the split unless it was drawn."""
+def _check_and_split(
+    store_root: str, config: Config, dataset_key: str
+) -> tuple[str, dict[str, list[int]]]:
+    """Try the network on the images, and draw the split unless it was drawn.
+
+    Returns:
+        Its key, and counts of each class, which records of earlier versions lack.
+    """
     store = Store(store_root)
     artifact = store.get("dataset", dataset_key)
     facts = artifact.record()
     make_network(config, facts, seed=config.seed, pretrained=config.model.pretrained)
 
     split_key = keys.split_key(config, dataset_key)
-    if store.find("split", split_key) is None:
-        labels = np.load(artifact.path / "train_labels.npy")
-        split = _split(config, labels, facts)
-        if len(split.unlabeled_index) == len(split.labeled_index):
-            raise UserError(
-                f"all {len(split.labeled_index)} training images are labeled, and there is nothing "
-                "to label: give data.unlabeled, or a smaller data.num_labels"
-            )
-        with store.writing("split", split_key) as draft:
-            _write_split(draft, split)
-    return split_key
+    labels = np.load(artifact.path / "train_labels.npy")
+    done = store.find("split", split_key)
+    if done is not None:
+        return split_key, _per_class(Split.load(done.path / "split.npz"), labels, facts)
+    split = _split(config, labels, facts)
+    counts = _per_class(split, labels, facts)
+    if len(split.unlabeled_index) == len(split.labeled_index):
+        raise UserError(
+            f"all {len(split.labeled_index)} training images are labeled, and there is nothing "
+            "to label: give data.unlabeled, or a smaller data.num_labels"
+        )
+    with store.writing("split", split_key) as draft:
+        _write_split(draft, split, counts)
+    return split_key, counts
+
+
+def _per_class(split: Split, labels: np.ndarray, facts: dict[str, Any]) -> dict[str, list[int]]:
+    """Labeled images that train and that validate, of each class."""
+    parts = {"labeled_per_class": split.labeled_index, "val_per_class": split.val_index}
+    classes = len(facts["classes"])
+    return {
+        name: np.bincount(labels[index], minlength=classes).tolist()
+        for name, index in parts.items()
+    }
 
 
 def _split(config: Config, labels: np.ndarray, facts: dict[str, Any]) -> Split:
@@ -193,7 +287,7 @@ def _write_dataset(draft: Draft, dataset: Dataset, started: float) -> None:
     )
 
 
-def _write_split(draft: Draft, split: Split) -> None:
+def _write_split(draft: Draft, split: Split, counts: dict[str, list[int]]) -> None:
     split.save(draft.path / "split.npz")
     draft.write_record(
         {
@@ -203,4 +297,5 @@ def _write_split(draft: Draft, split: Split) -> None:
             "num_val": len(split.val_index),
             "split_warnings": list(split.warnings),
         }
+        | counts
     )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdfm_ray.config import content_hash
+from kdfm_ray.config import NO_FILE, content_hash
 from kdfm_ray.types import RunFailed, UserError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"  # where `ray dashboard cluster.yaml` opens its tunnel
@@ -104,7 +104,7 @@ def check_places(values: dict[str, Any], store: str | None) -> list[str]:
             "s3://bucket/prefix, or a folder that all nodes of the cluster share"
         )
     places = {"store": store, "out": values.get("out"), "model.pretrained": None}
-    if values["model"]["pretrained"] not in ("no", "yes"):
+    if values["model"]["pretrained"] not in NO_FILE:
         places["model.pretrained"] = values["model"]["pretrained"]
     data = values["data"]
     places |= {f"data.{name}": data[name] for name in ("labeled", "unlabeled", "test", "root")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, cast
 
 from kdfm_ray.config import Config
@@ -40,11 +41,16 @@ def make_report(found: Left, failed: str | None = None) -> dict[str, Any]:
     Accuracies, coverage and precision are fractions; seconds are those a stage took when it was
     done, which for a reused one was in an earlier run. ``test_accuracy`` values are ``None``
     without a test set. Labeled images count in no trusted figure. Of stages that are not done,
-    figures are ``None`` or left out.
+    figures are ``None`` or left out. ``resolved`` lists the fields that the config left open
+    (``field``, ``value``, ``why``); ``resolved_command`` sets them all.
     """
     artifacts = found.artifacts
     records = {stage: artifact.record() for stage, artifact in artifacts.items()}
     facts = found.facts | records.get("dataset", {}) | records.get("split", {})
+    prepared = found.prepared
+    if prepared is not None:
+        facts |= prepared.facts
+    given = found.given or found.config
     roles = [role for role in SHOWN if role in records]
     evaluation = records.get("evaluation", {})
     tested = evaluation.get("test_accuracy", {})
@@ -71,6 +77,8 @@ def make_report(found: Left, failed: str | None = None) -> dict[str, Any]:
             "labeled": facts.get("num_labeled"),
             "unlabeled": facts.get("num_unlabeled"),
             "val": facts.get("num_val"),
+            "labeled_per_class": facts.get("labeled_per_class"),
+            "val_per_class": facts.get("val_per_class"),
             "test": facts.get("num_test"),
             "files": facts.get("num_files"),
             "skipped": [*facts.get("skipped", ()), *facts.get("others", ())],
@@ -90,15 +98,18 @@ def make_report(found: Left, failed: str | None = None) -> dict[str, Any]:
         "training": {SHOWN[role]: records[role]["last"] for role in roles},
         "numerics": found.numerics,
         "resources": found.resources,
-        "command": rerun_command(found.config),
+        "command": rerun_command(given),
+        "resolved": [asdict(each) for each in prepared.choices] if prepared else [],
+        "resolved_command": rerun_command(found.config),
         "seed": found.config.seed,
         "split_seed": found.config.split_seed,
-        "config_hash": found.config.hash(),
+        "config_hash": given.hash(),
         "split_hash": facts.get("split_hash"),
         "keys": {stage: artifact.key for stage, artifact in artifacts.items()},
         "versions": versions(),
         "hardware": hardware(),
         "warnings": [
+            *([prepared.found.warning] if prepared and prepared.found.warning else ()),
             *facts.get("data_warnings", ()),
             *facts.get("split_warnings", ()),
             *dict.fromkeys(notes),

@@ -53,7 +53,9 @@ def hardware() -> dict[str, Any]:
 
 def rerun_command(config: Config) -> str:
     """The ``kdfm train`` command with every flag that is not its default, for a shell."""
-    usual = flat(default_values())
+    # With these data, on which defaults depend; but the data are always named.
+    usual = flat(Config(data=config.data).model_dump(mode="json"))
+    usual |= flat({"data": default_values()["data"]})
     words = ["kdfm", "train"]
     for name, value in flat(config.model_dump(mode="json")).items():
         if flag_text(value) != flag_text(usual[name]):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdfm_ray.config import NOT_IN_HASH, Config
+from kdfm_ray.resolve import Found, read_found
 from kdfm_ray.store import Artifact
 from kdfm_ray.types import Event, UserError
 
@@ -41,7 +42,7 @@ class RunFolder:
         self._refused = False  # by open: what lies in the folder is another's
         self.note = _check_same_run(path, config)  # what is different from an unfinished run here
 
-    def open(self, begun: dict[str, str] | None = None) -> None:
+    def open(self, begun: dict[str, Any] | None = None) -> None:
         """Make the folder and save the config; metrics of an earlier try stay.
 
         Args:
@@ -71,6 +72,11 @@ class RunFolder:
     def begun_with(self) -> str | None:
         """Precision and layout that an earlier try of this run was begun with."""
         return _read_begun(self.path).get("numerics")
+
+    @property
+    def found(self) -> Found | None:
+        """What an earlier try of this run found for open fields of its config."""
+        return read_found(_read_begun(self.path).get("found"))
 
     def log(self, event: Event) -> str | None:
         """Write a progress event that carries metrics; others are none of its business.
@@ -217,7 +223,7 @@ def _is_finished(path: Path) -> bool:
     return report is not None and bool(report.get("finished", True))
 
 
-def _check_same_start(path: Path, begun: dict[str, str]) -> None:
+def _check_same_start(path: Path, begun: dict[str, Any]) -> None:
     before = _read_begun(path)
     changed = [name for name in begun if name in before and begun[name] != before[name]]
     if not changed:
@@ -229,6 +235,8 @@ def _check_same_start(path: Path, begun: dict[str, str]) -> None:
         "numerics": f"precision and layout were {before.get('numerics')}, are "
         f"{begun.get('numerics')}",
         "outer network": "the file of weights, or the code that trains, is another",
+        "found": "fields that the config leaves open were filled from other findings",
+        "resolved": "fields that the config leaves open were filled otherwise",
     }
     raise UserError(
         f"{path} holds a run of the same config that cannot be gone on with: "
@@ -236,7 +244,7 @@ def _check_same_start(path: Path, begun: dict[str, str]) -> None:
     )
 
 
-def _read_begun(path: Path) -> dict[str, str]:
+def _read_begun(path: Path) -> dict[str, Any]:
     """What an earlier try noted; nothing where there was none, or where it is damaged."""
     try:
         found = json.loads((path / BEGUN).read_text())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdfm_ray.config import is_open
 from kdfm_ray.report.html import page, table, text
 from kdfm_ray.report.run_folder import write_whole
 from kdfm_ray.sweeps.results import METHODS, Setting, Spread
@@ -99,7 +100,8 @@ def _base(sweep: Sweep) -> str:
     base = sweep.base
     data = base.data.name or "folders"
     labels = f", {base.data.num_labels:,} labels" if base.data.num_labels else ""
-    return f"{data}{labels}, {base.model.name}, {base.train.steps:,} updates a network"
+    steps = "" if is_open(base.train, "steps") else f", {base.train.steps:,} updates a network"
+    return f"{data}{labels}, {base.model.name}{steps}"
 
 
 def _settings_table(settings: Sequence[Setting], fields: Sequence[str]) -> str:

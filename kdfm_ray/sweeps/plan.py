@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from kdfm_ray.jobs.numerics import measured_numerics
 from kdfm_ray.jobs.prepare import Prepared
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.pipeline import Plan, make_plan, plan_run
+from kdfm_ray.resolve import Found, fill, open_fields
 from kdfm_ray.store import Store
 from kdfm_ray.sweeps.slots import Slots
 from kdfm_ray.sweeps.space import Trial
@@ -22,7 +23,7 @@ MEASURED_SHAPES = 4  # kinds of networks whose speed is measured; with more, not
 
 @dataclass(frozen=True)
 class Planned:
-    """A trial with the keys of all its stages."""
+    """A trial, its open fields filled, with the keys of all its stages."""
 
     trial: Trial
     plan: Plan
@@ -54,6 +55,20 @@ class Work:
     kinds: int
 
 
+def filled(trials: Sequence[Trial], known: Mapping[str, Found]) -> list[Trial]:
+    """The trials, without open fields where it is known what was found for their kind."""
+
+    def one(trial: Trial) -> Trial:
+        found = known.get(kind_of(trial.config)) if open_fields(trial.config) else None
+        return trial if found is None else _filled(trial, found)
+
+    return [one(trial) for trial in trials]
+
+
+def _filled(trial: Trial, found: Found) -> Trial:
+    return dataclasses.replace(trial, config=fill(trial.config, found)[0])
+
+
 class Planner:
     """Keys of all stages of trials; images that were never read are read now.
 
@@ -66,20 +81,29 @@ class Planner:
         self._known: dict[str, tuple[Plan, Prepared] | UserError] = {}
 
     def plan(self, trials: Sequence[Trial]) -> list[Planned]:
-        """Each trial with its keys.
+        """Each trial, without open fields, with its keys.
 
         Raises:
             UserError: anything about the data or the networks that the user can mend.
         """
         return [self._plan(trial) for trial in trials]
 
+    def found(self, trials: Sequence[Trial]) -> dict[str, Found]:
+        """What was found for those that were planned with open fields, by their kind."""
+        return {
+            kind_of(trial.config): self._kind(trial.config)[1].found
+            for trial in trials
+            if open_fields(trial.config)
+        }
+
     def _plan(self, trial: Trial) -> Planned:
         plan, prepared = self._kind(trial.config)
+        trial = _filled(trial, prepared.found)
         own = make_plan(trial.config, prepared.dataset.key, prepared.split.key, plan.numerics)
         return Planned(trial, own, prepared)
 
     def _kind(self, config: Config) -> tuple[Plan, Prepared]:
-        kind = _kind(config)
+        kind = kind_of(config)
         if kind not in self._known:
             try:
                 self._known[kind] = plan_run(config, self._store, self._session, self._emit)
@@ -160,8 +184,8 @@ def _seconds_of_update(each: Planned, store: Store, session: Session, slots: Slo
     return seconds
 
 
-def _kind(config: Config) -> str:
-    """Trials of one kind have images, split and numerics in common."""
+def kind_of(config: Config) -> str:
+    """Trials of one kind have images, split, starting weights and numerics in common."""
     train = config.train
     parts: dict[str, Any] = {
         "data": config.data.model_dump(mode="json"),

@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +24,18 @@ from kdfm_ray.jobs.shared import check_shared
 from kdfm_ray.report.facts import hardware, versions
 from kdfm_ray.report.place import default_place, folder_at
 from kdfm_ray.report.table import percent
+from kdfm_ray.resolve import Found, read_found
 from kdfm_ray.store import Store, default_root
 from kdfm_ray.sweeps import words
 from kdfm_ray.sweeps.beside import run_beside
 from kdfm_ray.sweeps.folder import NOW, SWEEP, check_folder, locked, write_json
 from kdfm_ray.sweeps.ledger import ENDED, Cells, Ledger, Status, give_cells, take_cells
 from kdfm_ray.sweeps.page import write_page
-from kdfm_ray.sweeps.plan import Planned, Planner, missing_work
+from kdfm_ray.sweeps.plan import Planned, Planner, filled, missing_work
 from kdfm_ray.sweeps.results import Setting, summarize, trial_rows, write_tables
 from kdfm_ray.sweeps.savings import Savings, describe, savings, to_json
 from kdfm_ray.sweeps.slots import Slots, find_slots
-from kdfm_ray.sweeps.space import Sweep, Trial, make_trials, total_trials
+from kdfm_ray.sweeps.space import Sweep, Trial, make_trials, total_trials, unranked
 from kdfm_ray.sweeps.view import SweepView
 from kdfm_ray.types import Event, RunFailed, Stopped, UserError
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from kdfm_ray.sweeps.trial import Job
 
+FOUND = "found.json"  # what open fields are filled from, by kind of trials
 NOW_SECONDS = 2.0  # between notes of where things are, for `kdfm sweep --status`
 PAGE_SECONDS = 20.0  # between pages while trials run
 IDLE_SECONDS = 60.0  # without a process of any trial: a cluster that is busy, which is said
@@ -160,6 +162,7 @@ class _Driver:
         self._phase = ""
         self._planner: Planner | None = None  # of the round
         self._page_failed = False
+        self._found = _read_found(path / FOUND)
 
     def begin(self, session: Session) -> None:
         """Take what there is to compute on.
@@ -183,9 +186,10 @@ class _Driver:
 
     def run(self, trials: Sequence[Trial]) -> None:
         """Run those of the trials that have not ended yet, after the outer networks they need."""
-        self._trials |= {trial.id: trial for trial in trials}
         elsewhere = take_cells(self._ledger, self._cells, trials)
         left_out = give_cells(self._ledger, self._cells, trials)
+        trials = filled(trials, self._found)
+        self._trials |= {trial.id: trial for trial in trials}
         todo = [trial for trial in trials if self._ledger.of(trial.id).status not in ENDED]
         self._say(words.begun(self._sweep, trials, len(trials) - len(todo), self._place))
         if elsewhere:
@@ -230,7 +234,29 @@ class _Driver:
         planner, self._planner = self._planner, None
         ended = [trial for trial in self._trials.values() if self._was_run(trial.id)]
         self._check_unchanged(planner.plan(ended))
-        return planner.plan(todo)
+        planned = planner.plan(todo)
+        self._note_found(planner.found(todo), planned)
+        return planned
+
+    def _note_found(self, found: dict[str, Found], planned: Sequence[Planned]) -> None:
+        """Keep what fields that were open are filled from, so that they stay as they are.
+
+        Raises:
+            UserError: ASHA cannot compare trials with what they were filled with.
+        """
+        self._trials |= {each.trial.id: each.trial for each in planned}
+        if self._sweep.asha is not None:
+            problems = [text for each in planned for text in unranked(each.trial.config)]
+            if problems:
+                raise UserError(problems[0])
+        if not found:
+            return
+        for text in dict.fromkeys(
+            str(choice) for each in planned for choice in each.prepared.choices
+        ):
+            self.view.line(text)
+        self._found |= found
+        write_json(self.path / FOUND, {kind: asdict(each) for kind, each in self._found.items()})
 
     def _was_run(self, trial: str) -> bool:
         record = self._ledger.of(trial)
@@ -521,3 +547,14 @@ def _waves(units: list[list[Planned]]) -> list[list[list[Planned]]]:
         (rest if baseline is not None and baseline in seen else first).append(unit)
         seen.add(baseline)
     return [wave for wave in (first, rest) if wave]
+
+
+def _read_found(path: Path) -> dict[str, Found]:
+    """What an earlier try noted, by kind of trials."""
+    if not path.is_file():
+        return {}
+    try:
+        read = {kind: read_found(values) for kind, values in json.loads(path.read_text()).items()}
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is damaged: give another folder with --out") from None
+    return {kind: found for kind, found in read.items() if found is not None}

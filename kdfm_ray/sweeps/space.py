@@ -24,9 +24,12 @@ from kdfm_ray.config import (
     absolute_paths,
     content_hash,
     describe_errors,
+    hashed,
     hashed_whole,
+    is_open,
     parse_config,
 )
+from kdfm_ray.resolve import open_fields
 from kdfm_ray.types import UserError
 
 # Sections that change no result, or that the sweep itself decides on.
@@ -194,6 +197,11 @@ class Sweep(Section):
                 "fastest: set train.precision and train.memory_format, or leave results out"
             )
         problems += self._unrecorded()
+        if self.results is not None and (left := open_fields(self.base)):
+            problems.append(
+                "a file of results is for machines to share, which may fill open fields otherwise: "
+                f"set {', '.join(left)}, or leave results out"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -349,7 +357,7 @@ def make_trials(sweep: Sweep, settings: Sequence[dict[str, Any]], first: int = 0
             except UserError as error:
                 problems += [line.strip(" -") for line in str(error).splitlines()[1:]]
     if sweep.asha is not None:
-        problems += [text for trial in trials for text in _unranked(trial.config)]
+        problems += [text for trial in trials for text in unranked(trial.config)]
     if sweep.search == "optuna" and any(trial.config.data.num_val == 0 for trial in trials):
         problems.append("optuna goes by validation accuracies, and data.num_val = 0: give some")
     if problems:
@@ -366,10 +374,12 @@ def total_trials(sweep: Sweep, trials: Sequence[Trial]) -> int:
     return len(trials)
 
 
-def _unranked(config: Config) -> list[str]:
-    """Why ASHA could not compare a trial with others."""
+def unranked(config: Config) -> list[str]:
+    """Why ASHA could not compare a trial with others; steps that are open say nothing yet."""
     if config.data.num_val == 0:
         return ["asha compares validation accuracies, and data.num_val = 0: give some, or no asha"]
+    if is_open(config.train, "steps") or is_open(config.train, "eval_every"):
+        return []
     every, steps = config.train.eval_every, config.steps_of("inner")
     if every >= steps:
         return [
@@ -389,7 +399,7 @@ def _make_trial(sweep: Sweep, number: int, values: dict[str, Any], seed: int) ->
     config = absolute_paths(parse_config(nested, find_problems(nested)))
     read = config.model_dump(mode="json")
     values = {name: _look_up(read, name) for name in values}  # 0.5 where "0.5" was given
-    data = config.model_dump(mode="json", exclude=NOT_IN_HASH)["data"]
+    data = hashed("data", config.model_dump(mode="json", exclude=NOT_IN_HASH)["data"])
     return Trial(
         id=f"t{number:03d}-s{seed}-{config.hash()[:8]}",
         setting=number,

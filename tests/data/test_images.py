@@ -2,6 +2,9 @@
 
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,3 +247,54 @@ def test_resize_to_the_same_size_only_orders_memory():
     found = resize(images.transpose(0, 2, 3, 1), 8)
     assert found.flags.c_contiguous
     np.testing.assert_array_equal(found, images.transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "RGB"])
+def test_transparency_in_bands_is_that_of_the_whole(tmp_path, monkeypatch, mode):
+    rng = np.random.default_rng(0)
+    clear = Image.fromarray(rng.integers(0, 256, (40, 50, 4), dtype=np.uint8))
+    options = {"transparency": 3} if mode == "P" else {}
+    image = clear.convert("P") if mode == "PA" else clear.convert(mode)
+    if mode == "PA":
+        options = {"transparency": bytes(range(256))}
+    if mode == "RGB":
+        options = {"transparency": image.getpixel((0, 0))}
+    path = tmp_path / "a.png"
+    image.save(path, **options)
+    with Image.open(path) as file:
+        above = file.convert("RGBA")
+    white = Image.new("RGBA", above.size, "white")
+    whole = np.asarray(Image.alpha_composite(white, above).convert("RGB"))[:, 5:45]
+    monkeypatch.setattr("kdfm_ray.data.images._BAND_PIXELS", 50 * 7)
+    np.testing.assert_array_equal(decode(path, 40), whole)
+    assert (np.asarray(above)[..., 3] < 255).any(), "or nothing was tried"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's figures")
+def test_a_large_transparent_image_takes_two_copies_of_its_pixels(tmp_path):
+    pixels = 5000 * 5000
+    Image.new("RGBA", (5000, 5000), (200, 0, 0, 51)).save(tmp_path / "a.png", compress_level=1)
+    program = (
+        "import re, sys; from pathlib import Path; from kdfm_ray.data.images import decode; "
+        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', "
+        "Path('/proc/self/status').read_text())[1]); "
+        "decode(Path(sys.argv[2]), 32); before = peak(); "
+        "print(decode(Path(sys.argv[1]), 32)[0, 0].tolist(), peak() - before)"
+    )
+    photo().save(tmp_path / "small.png")
+    files = [str(tmp_path / "a.png"), str(tmp_path / "small.png")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *files], capture_output=True, text=True, check=True
+    )
+    color, _, kib = done.stdout.strip().rpartition(" ")
+    assert color == "[244, 204, 204]"
+    assert 6 < 1024 * int(kib) / pixels < 10, "bytes a pixel"
+
+
+def test_more_pixels_than_allowed_are_refused_before_they_are_decoded(tmp_path):
+    photo(height=400, width=600).save(tmp_path / "a.png")
+    with pytest.raises(Unreadable, match=r"600 x 400 pixels, more than data\.max_pixels = 200,000"):
+        decode(tmp_path / "a.png", 16, 200_000)
+    assert decode(tmp_path / "a.png", 16, 240_000).shape == (16, 16, 3)
+    photo(height=400, width=600).save(tmp_path / "a.jpg")  # read at an eighth: 75 x 50 pixels
+    assert decode(tmp_path / "a.jpg", 16, 200_000).shape == (16, 16, 3)

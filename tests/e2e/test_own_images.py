@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hostile import picture, write_bad, write_copies, write_good, write_others
+from hostile import REDS, picture, write_bad, write_copies, write_good, write_others
 
 import kdfm_ray as kdfm
 from kdfm_ray.config import parse_config
@@ -17,6 +17,7 @@ from kdfm_ray.jobs import decode as decode_module
 from kdfm_ray.jobs.decode import choose_size, shard_size
 from kdfm_ray.jobs.prepare import load_images, prepare
 from kdfm_ray.jobs.session import open_session
+from kdfm_ray.models.pretrained import size_limits
 from kdfm_ray.store import Store
 from kdfm_ray.types import UserError
 
@@ -236,11 +237,11 @@ def test_a_pass_that_was_cut_goes_on_with_the_shards_that_are_missing(tmp_path, 
     monkeypatch.setattr(decode_module, "shard_size", lambda count, size: 30)
     real, seen = decode_module.decode, []
 
-    def dies(source, size):
+    def dies(source, size, max_pixels):
         seen.append(source)
         if len(seen) > 70:
             raise KeyboardInterrupt
-        return real(source, size)
+        return real(source, size, max_pixels)
 
     with monkeypatch.context() as patch:
         patch.setattr(decode_module, "decode", dies)
@@ -256,11 +257,19 @@ def test_a_pass_that_was_cut_goes_on_with_the_shards_that_are_missing(tmp_path, 
 
 
 def test_the_image_size_follows_the_images_within_limits(tmp_path, rng):
-    assert choose_size([]) == 64
-    assert choose_size([500] * 9) == 64
-    assert choose_size([28, 28, 400]) == 32
-    assert choose_size([50, 44, 46]) == 48
-    assert choose_size([8]) == 32
+    def size(sides, name="wrn_28_2", pretrained=True, gpu=False):
+        return choose_size(sides, size_limits(name, pretrained=pretrained, gpu=gpu))[0]
+
+    assert size([]) == 64
+    assert size([500] * 9) == 64
+    assert size([28, 28, 400]) == 32
+    assert size([50, 44, 46]) == 48
+    assert size([8]) == 32
+    assert size([500], "efficientnet_b0", gpu=True) == 224
+    assert size([500], "efficientnet_b0") == 96, "on CPUs"
+    assert size([150], "efficientnet_b0", gpu=True) == 160, "a multiple of 32"
+    assert size([500], "efficientnet_b0", pretrained=False, gpu=True) == 64
+    assert size([40], "vit_tiny_patch16_224") == 224, "its position embeddings are of that size"
     write_good(tmp_path, rng)  # 40 pixels high
     found, _ = prepared(tmp_path / "store", data_of(tmp_path))
     assert found.facts["image_shape"] == [40, 40, 3]
@@ -304,3 +313,54 @@ def test_tables_and_uris_train_too(tmp_path, rng):
     assert found.facts["skipped"] == [
         {"path": str(tmp_path / "labeled/no.png"), "reason": "no such file (a broken link?)"}
     ]
+
+
+def test_a_link_from_test_to_labeled_is_left_out_of_training_and_reported(tmp_path, rng):
+    write_good(tmp_path, rng)
+    (tmp_path / "test/cat/link.png").symlink_to(tmp_path / "labeled/cat/cat0.png")
+    found, _ = prepared(tmp_path / "store", data_of(tmp_path))
+    facts = found.facts
+    assert facts["duplicate_counts"]["test_in_labeled"] == 1
+    (group,) = [each for each in facts["duplicates"] if each["sets"].get("test")]
+    assert group["done"] == "left out of training"
+    assert [os.path.relpath(path, tmp_path) for path in group["paths"]] == [
+        *("labeled/cat/cat0.png", "test/cat/link.png")
+    ]
+    labeled = facts["labeled_per_class"], facts["val_per_class"]
+    assert [sum(counts) for counts in zip(*labeled, strict=True)] == [9, 10]
+    assert any("1 labeled images are test images too" in text for text in facts["data_warnings"])
+
+
+def test_what_may_not_be_read_behind_a_uri_is_not_called_missing(tmp_path, rng, monkeypatch):
+    """Of a file system that tells one from the other, such as ``local://``."""
+    write_good(tmp_path, rng)
+    real = decode_module.sources.content
+    refusals = {
+        "cat7.png": PermissionError(13, "Permission denied"),
+        "cat8.png": FileNotFoundError(2, "No such file"),
+    }
+
+    def refuses(place):
+        if "unlabeled" in place and os.path.basename(place) in refusals:
+            raise refusals[os.path.basename(place)]
+        return real(place)
+
+    monkeypatch.setattr(decode_module.sources, "content", refuses)
+    found, _ = prepared(tmp_path / "store", data_of(tmp_path))
+    reasons = {os.path.basename(item["path"]): item["reason"] for item in found.facts["skipped"]}
+    assert reasons == {
+        "cat7.png": "it may not be read (permission denied)",
+        "cat8.png": "no such file",
+    }
+
+
+def test_images_of_too_many_pixels_are_skipped_with_the_reason(tmp_path, rng):
+    write_good(tmp_path, rng)  # of 50 x 40 pixels
+    picture(rng, REDS, size=(70, 60)).save(tmp_path / "unlabeled" / "large.png")
+    found, _ = prepared(tmp_path / "store", data_of(tmp_path, max_pixels=3000))
+    (skipped,) = found.facts["skipped"]
+    assert skipped["path"] == str(tmp_path / "unlabeled" / "large.png")
+    assert skipped["reason"] == "too large: 70 x 60 pixels, more than data.max_pixels = 3,000"
+    usual, _ = prepared(tmp_path / "store", data_of(tmp_path))
+    assert not usual.facts["skipped"]
+    assert usual.dataset.key != found.dataset.key

@@ -85,6 +85,6 @@ def test_a_task_that_dies_is_run_again(cluster, images, monkeypatch):
 
 
 def test_a_folder_that_a_node_does_not_see_is_told(cluster, tmp_path):
-    task = DecodeTask(str(tmp_path), "key", 1, 1, 8, 1, {"roots": ["/only/on/the/head"]})
+    task = DecodeTask(str(tmp_path), "key", 1, 1, 8, 99, 1, {"roots": ["/only/on/the/head"]})
     with pytest.raises(UserError, match=r"/only/on/the/head is not there on the node"):
         list(cluster.each(decode_shard, [(task, 0, ignore)]))
