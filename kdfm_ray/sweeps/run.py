@@ -213,6 +213,13 @@ class _Driver:
         self._phase = "outer networks, labels and trusted subsets"
         for wave in _waves(list(units.values())):
             self._run_jobs([self._unit_job(unit) for unit in wave])
+        jobs = self._inner_jobs(planned)
+        self._phase = "inner networks"
+        if jobs:
+            self._run_jobs(jobs)
+
+    def _inner_jobs(self, planned: Sequence[Planned]) -> list[Job]:
+        """The trials themselves, but for those whose outer network failed, and they with it."""
         jobs = []
         for each in planned:
             if each.plan.outer in self._failed:
@@ -223,9 +230,7 @@ class _Driver:
                 self.ended(each.trial.id, "failed", facts)
             else:
                 jobs.append(self._job(each.trial.id, [each]))
-        self._phase = "inner networks"
-        if jobs:
-            self._run_jobs(jobs)
+        return jobs
 
     def _plan(self, todo: Sequence[Trial]) -> list[Planned]:
         """Plan what is to be run, once it is known that what was run before goes with it."""
