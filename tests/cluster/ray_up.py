@@ -342,7 +342,12 @@ class Demo:
 
         submit("first", "--no-wait")
         # A saved state of the outer network, which is not finished: now is the time to stop.
-        wait_for(lambda: any(store.glob("states/outer/*/*/manifest.json")), "a saved state")
+        try:
+            saved = "states/outer/*/*/manifest.json"
+            wait_for(lambda: any(store.glob(saved)), "a saved state", seconds=900)
+        except AssertionError:
+            self.run("ray", "job", "logs", *at, "first")
+            raise
         by_ray = self._print_upload(set(), 1_500_000)
         assert "was stopped" in self.run("ray", "job", "stop", *at, "first")
         assert "was stopped" in self.run("ray", "job", "status", *at, "first")
