@@ -57,7 +57,7 @@ p, li { overflow-wrap: anywhere; }
   .bar { width: 40px; }
   .scroll, .tall { overflow: visible; max-height: none; } .tall th { position: static; }
   th, td { padding: .1em .4em; font-size: 8.5pt; } td { white-space: normal; }
-  tr, .verdict, .examples figure { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  tr, .verdict, .examples figure { break-inside: avoid; } h2, h3, h2 + .dim { break-after: avoid; }
   .charts { grid-template-columns: 1fr 1fr; } @page { margin: 14mm; } }
 """
 

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import unicodedata
 
 import numpy as np
 import pytest
@@ -19,6 +20,11 @@ from kdfm_ray.sweeps.results import summarize, trial_rows
 from kdfm_ray.sweeps.space import make_sweep, make_trials
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+HEADLESS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--disable-default-apps", "--disable-extensions"),
+)
 # The page in a frame, as chromium makes no window as narrow as a phone. What is wider than the
 # frame shows in scrollWidth; tables scroll within a box of their own.
 FRAME = """<!doctype html><html><body style="margin:0">
@@ -44,11 +50,8 @@ def browse(folder, document, width, height):
     (folder / "report.html").write_text(framed)
     done = subprocess.run(
         [
-            CHROMIUM,
-            *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-            *("--disable-background-networking", "--disable-component-update", "--no-first-run"),
-            *("--disable-sync", "--disable-default-apps", "--disable-extensions"),
-            *("--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}"),
+            *(CHROMIUM, *HEADLESS, f"--user-data-dir={folder / 'profile'}"),
+            *("--hide-scrollbars", "--enable-logging=stderr"),
             f"--log-net-log={folder / 'net.json'}",
             f"--screenshot={folder / 'page.png'}",
             f"--window-size={max(width, 500)},{height}",
@@ -136,3 +139,39 @@ def test_a_request_would_be_seen(tmp_path):
     _, console, asked = browse(tmp_path / "browser", page, 500, 300)
     assert asked == {"http://127.0.0.1:9/x.png"}
     assert console == ["WIDTHS 500 false"]
+
+
+def printed(folder, document):
+    """The words of the page as it is printed, with single spaces."""
+    pypdf = pytest.importorskip("pypdf")
+    folder.mkdir()
+    (folder / "report.html").write_text(document)
+    subprocess.run(
+        [
+            *(CHROMIUM, *HEADLESS, f"--user-data-dir={folder / 'profile'}"),
+            *("--no-pdf-header-footer", f"--print-to-pdf={folder / 'page.pdf'}"),
+            (folder / "report.html").as_uri(),
+        ],
+        capture_output=True,
+        timeout=200,
+        check=True,
+    )
+    pages = pypdf.PdfReader(folder / "page.pdf").pages
+    text = " ".join(page.extract_text() for page in pages)
+    return " ".join(unicodedata.normalize("NFKC", text).split())  # "fi" may be one letter
+
+
+def test_nothing_is_hidden_in_print(made, tmp_path):
+    """All headings, and all rows of tables that scroll on a screen."""
+    given = made(60)
+    given.report["data"]["skipped"] = [
+        {"path": f"odd/{number}.png", "reason": "empty"} for number in range(50)
+    ]
+    document = report_page(given.report, given.lines, given.pictures)
+    words = printed(tmp_path / "browser", document)
+    headings = [html.unescape(found) for found in re.findall(r"<h[1-3]>(.*?)</h[1-3]>", document)]
+    assert len(headings) > 20
+    assert [heading for heading in headings if heading not in words] == []
+    assert [name for name in given.classes if name not in words] == []
+    assert [k for k in range(50) if f"odd/{k}.png empty" not in words] == []
+    assert given.report["command"] in words
