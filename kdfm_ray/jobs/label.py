@@ -21,6 +21,7 @@ import io
 import os
 import time
 import uuid
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -263,13 +264,16 @@ def _label_by_job(
     context.max_errored_blocks = 0  # a lost block would be lost labels
     # Actors write their files themselves: nothing but shard bounds passes through Ray, and no
     # other task competes with actors that hold all CPUs.
-    labeled = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
-        Labeler,
-        fn_constructor_args=(task, session.emit),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(shards))),
-        **actor_resources(session, gpus),
-    )
+    with warnings.catch_warnings():
+        # That way to say where actors go ends with Ray 2.64, and 2.60 has no other.
+        warnings.simplefilter("ignore")
+        labeled = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
+            Labeler,
+            fn_constructor_args=(task, session.emit),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(actors, len(shards))),
+            **actor_resources(session, gpus),
+        )
     done = session.watching(session.actor_need, labeled.take_all)
     assert len(done) == len(shards), (len(done), len(shards))
 

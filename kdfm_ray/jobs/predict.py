@@ -227,7 +227,7 @@ def _by_job(
     session.wait_for(session.actor_need)
     reference = ray.put(dict(model))
     with warnings.catch_warnings():
-        # That way to limit restarts goes with Ray 2.64, and 2.60 has no other.
+        # These ways to limit restarts and to spread actors go with Ray 2.64, and 2.60 has no other.
         warnings.simplefilter("ignore")
         predicted = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             PredictActor,

@@ -7,9 +7,9 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -203,39 +203,33 @@ def slow(marks):
 @pytest.mark.soak
 def test_a_stage_whose_node_goes_says_so_and_waits(cluster, session, told, tmp_path):
     """Twice: a node comes back in time, and none does."""
-
-    def lose():
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.iterdir()):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        cluster.remove_node(cluster.small, allow_graceful=False)
-
-    def lose_and_bring_back():
-        lose()
-        deadline = time.monotonic() + 60
-        while not any("waiting up to" in event.get("note", "") for event in told):
-            assert time.monotonic() < deadline, told
-            time.sleep(0.1)
-        cluster.small = cluster.add_node(num_cpus=1, num_gpus=1)
-
-    thread = threading.Thread(target=lose_and_bring_back)
-    thread.start()
-    assert session.call(slow, str(tmp_path), gpu=True) == 1
-    thread.join()
-    session.drain()
-    notes = [event["note"] for event in told if "note" in event]
-    assert "1 process with 1 GPU and 1 CPU needed, the cluster has 2 CPUs on 1 node" in notes[0]
-    assert "going on after" in notes[1]
-
-    for path in tmp_path.iterdir():
-        path.unlink()
-    thread = threading.Thread(target=lose)
-    thread.start()
-    with pytest.raises(RunFailed, match=r"no more nodes came within 0.5 minutes"):
-        session.call(slow, str(tmp_path), gpu=True)
-    thread.join()
+    with ThreadPoolExecutor(1) as pool:  # Ray starts nodes in the main thread only
+        for number, comes_back in enumerate((True, False)):
+            marks = tmp_path / str(number)
+            marks.mkdir()
+            call = pool.submit(session.call, slow, str(marks), gpu=True)
+            wait_until(lambda marks=marks: list(marks.iterdir()))
+            told.clear()
+            cluster.remove_node(cluster.small, allow_graceful=False)
+            wait_until(lambda: any("waiting up to" in event.get("note", "") for event in told))
+            if comes_back:
+                cluster.small = cluster.add_node(num_cpus=1, num_gpus=1)
+                assert call.result(timeout=120) == 1
+            else:
+                with pytest.raises(RunFailed, match=r"no more nodes came within 0.5 minutes"):
+                    call.result(timeout=120)
+            session.drain()
+            notes = [event["note"] for event in told if "note" in event]
+            assert "1 process with 1 GPU and 1 CPU needed, the cluster has 2 CPUs" in notes[0]
+            assert ("going on after" in notes[-1]) == comes_back
     cluster.small = cluster.add_node(num_cpus=1, num_gpus=1)
+
+
+def wait_until(happened, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def nodes_of(cluster, name):
@@ -255,6 +249,7 @@ def nodes_of(cluster, name):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(590)
 @pytest.mark.parametrize("workers", [2, 3])
 def test_training_is_packed_and_labels_are_spread(cluster, tmp_path, workers):
     """Two workers fit on the larger node; three need both, which are unequal."""

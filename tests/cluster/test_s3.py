@@ -469,6 +469,7 @@ def ray_cluster(s3):
 
 @pytest.mark.ray
 @pytest.mark.soak
+@pytest.mark.timeout(590)
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning:ray")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
