@@ -47,7 +47,8 @@ def prepare(session: Session, store: Store, config: Config) -> Prepared:
         split_key = session.call(_check_and_split, store.root, config, dataset_key)
     except UserError as error:
         found = store.find("dataset", dataset_key)
-        error.facts = None if found is None else found.record()
+        if found is not None and config.data.labeled is not None:  # named sets hold no surprises
+            error.facts = found.record()
         raise
     dataset, split = store.find("dataset", dataset_key), store.find("split", split_key)
     if dataset is None or split is None:
