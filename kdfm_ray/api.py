@@ -279,7 +279,8 @@ def run_config(config: Config, *, name: str, progress: bool = True, verbose: boo
                     folder.complete(found.artifacts[role])
 
         def left(found: Left, error: BaseException) -> None:
-            if not folder.may_be_left:
+            early = isinstance(error, UserError | KeyboardInterrupt) and not found.facts
+            if early or not folder.may_be_left:  # early: no image was read, so there is no evidence
                 return
             report = make_report(found, str(error) or "it was interrupted")
             folder.leave(report)

@@ -1,6 +1,9 @@
 """The command line: every mistake at once, exit status 2, nothing written."""
 
+import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -198,11 +201,11 @@ def test_a_damaged_config_in_the_run_folder(at, capsys):
 
 
 def test_bad_folders(at, capsys):
-    def train(*flags):
+    def train(*flags, read=False):
         status, output = run(capsys, "train", *HERE, "--data.labeled", "labeled", *flags)
         assert status == 2
         assert "Traceback" not in output.err
-        assert not (at / "runs").exists()
+        assert (at / "runs").exists() == read, "a report is left of images that were read"
         return output.err
 
     (at / "labeled").mkdir()
@@ -213,7 +216,11 @@ def test_bad_folders(at, capsys):
     assert "dog" in train()  # a class without images
     write_images(at / "labeled" / "dog", ["1.png"])
     (at / "labeled" / "dog" / "broken.png").write_bytes(b"no image")
-    assert "broken.png" in train()
+    assert "broken.png" in train(read=True)
+    (report,) = (at / "runs").glob("run-*/report.json")
+    (skipped,) = json.loads(report.read_text())["data"]["skipped"]
+    assert skipped["path"] == str(at / "labeled" / "dog" / "broken.png")
+    shutil.rmtree(at / "runs")
     (at / "labeled" / "dog" / "broken.png").unlink()
     (at / "unlabeled").mkdir()
     assert "unlabeled" in train("--data.unlabeled", "unlabeled")
@@ -252,6 +259,26 @@ def test_flags_override_a_preset():
     assert config.select.hidden_dims == (64, 32)
     assert config.select.clusterer == "none"
     assert config.train.eval_every == PRESETS["digits"]().train.eval_every
+
+
+@pytest.mark.parametrize(("flags", "verbose"), [([], False), (["--verbose"], True)])
+def test_rays_logs_are_asked_for_by_a_flag(at, monkeypatch, flags, verbose):
+    """From the command line to Ray itself, which is told to be quiet else."""
+    import ray
+
+    told = {}
+
+    def init(**options):
+        told.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "unset")
+    monkeypatch.delenv("RAY_BACKEND_LOG_LEVEL")
+    assert cli.main(["train", "digits", "--out", "run", *flags]) == cli.INTERRUPTED
+    assert ("log_to_driver" not in told) == verbose, "its default is to show them"
+    assert ("logging_level" not in told) == verbose
+    assert (os.environ.get("RAY_BACKEND_LOG_LEVEL") != "fatal") == verbose
 
 
 def test_the_flags_that_stay(capsys):

@@ -78,7 +78,8 @@ def prepare(session: Session, store: Store, config: Config, begun: Found | None 
         split_key, counts = session.call(_check_and_split, store.root, started, dataset_key)
     except UserError as error:
         images = store.find("dataset", dataset_key)
-        error.facts = None if images is None else images.record()
+        if images is not None and config.data.labeled is not None:  # named sets: no surprises
+            error.facts = images.record()
         raise
     dataset, split = store.find("dataset", dataset_key), store.find("split", split_key)
     if dataset is None or split is None:

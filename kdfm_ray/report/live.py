@@ -14,7 +14,6 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from kdfm_ray.report.verdict import duration
@@ -54,7 +53,8 @@ class LiveView:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
+            # Rich's own column forgets after 30 s, and some updates take longer.
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[numbers]}", style="dim"),
             console=self.console,
             disable=not self.console.is_terminal,
@@ -93,7 +93,8 @@ class LiveView:
 
     def _bar(self, stage: str, total: int | None = None) -> TaskID:
         if stage not in self._bars:
-            self._bars[stage] = self._progress.add_task(TITLES[stage], total=total, numbers="")
+            title = TITLES[stage]
+            self._bars[stage] = self._progress.add_task(title, total=total, numbers="", left="")
             self._done[stage] = 0
             self._numbers[stage] = {}
             self._pace[stage] = _Pace()
@@ -105,11 +106,13 @@ class LiveView:
         self._done[stage] = event.get("step", self._done[stage] + event.get("advance", 0))
         self._numbers[stage] |= _numbers(event)
         numbers = "  ".join(self._numbers[stage].values())
-        self._progress.update(bar, completed=self._done[stage], total=total, numbers=numbers)
         left = self._pace[stage].left(self._done[stage], total)
+        left = left and f"about {left} left"
+        done = self._done[stage]
+        self._progress.update(bar, completed=done, total=total, numbers=numbers, left=left)
         if time.monotonic() - self._last_line > LINE_SECONDS:
-            parts = [f"{TITLES[stage]}: {self._done[stage]}/{total}", numbers]
-            self._plain("  ".join(filter(None, [*parts, left and f"about {left} left"])))
+            parts = [f"{TITLES[stage]}: {done}/{total}", numbers, left]
+            self._plain("  ".join(filter(None, parts)))
 
     def _finish(self, stage: str, event: Event) -> None:
         bar = self._bar(stage)
@@ -118,7 +121,7 @@ class LiveView:
             done, numbers = 1, _data_numbers(event)
         else:
             numbers = "  ".join(self._numbers[stage].values())
-        self._progress.update(bar, completed=done, total=done, numbers=numbers)
+        self._progress.update(bar, completed=done, total=done, numbers=numbers, left="")
         self._progress.stop_task(bar)
         self._finished.add(stage)
         took = duration(self._pace[stage].seconds)

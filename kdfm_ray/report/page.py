@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,8 +50,10 @@ svg text[fill="#fff"] { fill: #fff; } svg.mark { vertical-align: -2px; }
 .examples img { width: 64px; height: 64px; image-rendering: pixelated; border: 1px solid #ccc; }
 .examples figcaption { font-size: 12px; line-height: 1.3; overflow-wrap: anywhere; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6em; }
+pre span { white-space: nowrap; } .facts td { white-space: normal; overflow-wrap: anywhere; }
 p, li { overflow-wrap: anywhere; }
 @media (max-width: 600px) { .bar { width: 36px; } th, td { padding: .25em .4em; }
+  td:first-child { white-space: normal; } .facts td:first-child { overflow-wrap: normal; }
   .examples figure { width: 76px; } }
 @media print { body { font-size: 10pt; max-width: none; margin: 0; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
@@ -264,7 +267,7 @@ def _trusted(report: Mapping[str, Any]) -> str:
     return (
         "<h2>The trusted subset</h2><p class=dim>From all pseudo labels of the FixMatch network "
         f"to those that the second network begins with; labeled images count nowhere.{note}</p>"
-        + table(["", "of all", "images", "right (precision)"], rows, numbers=(2, 3))
+        + table(["", "of all", "images", "precision"], rows, numbers=(2, 3))
         + _clusters(report)
     )
 
@@ -375,7 +378,7 @@ def _reliability(score: Mapping[str, Any], *, own: bool) -> list[str]:
     after = score.get("calibrated")
     raw = (
         "Share of right predictions by confidence, as the network gives it, with the number of "
-        "images. Bars below the dashed line: surer than it should be."
+        "images. Bars below the dashed line: surer than it should be; above: less sure."
     )
     if after is None:
         note = f"{raw} Without validation images kdfm predict and exported files give the same."
@@ -413,7 +416,8 @@ def _cost(report: Mapping[str, Any]) -> str:
     hardware, resources = report["hardware"], report["resources"]
     gpus = ", ".join(hardware["gpus"]) or "no GPU"
     workers = resources.get("workers")
-    used = f"{workers} training workers" if workers else "one process"
+    plural = "" if workers == 1 else "s"
+    used = f"{workers} training worker{plural}" if workers else "one process"
     numerics = report["numerics"].get("choice")
     return (
         f"<h2>Cost</h2><p>In all {duration(report['total_seconds'])}, by {used} on "
@@ -481,8 +485,9 @@ def _again(report: Mapping[str, Any]) -> str:
         "system": report["hardware"]["system"],
     }
     rows = [[name, text(value)] for name, value in facts.items()]
+    command = re.sub(r"(?<= )--[\w.-]+", r"<span>\g<0></span>", text(report["command"]))
     return (
-        f"<h2>How to run it again</h2><pre>{text(report['command'])}</pre>"
+        f"<h2>How to run it again</h2><pre>{command}</pre>"
         "<p>Stages that the store holds are not done again; with another --store all are. The "
         "numbers of this page are in report.json, those of its curves in metrics.jsonl, all "
         f"settings in config.yaml.</p><div class=facts>{table(['', ''], rows)}</div>"

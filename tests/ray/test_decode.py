@@ -84,6 +84,16 @@ def test_a_task_that_dies_is_run_again(cluster, images, monkeypatch):
     assert prepared.facts["num_train"] == 220
 
 
+def test_the_list_of_what_was_refused_comes_from_the_task_to_the_driver(cluster, images):
+    config = make_config(images, 1, image_size=8, max_skipped=0.0)
+    store = Store(str(images / "store"))
+    with pytest.raises(UserError, match=r"more than data\.max_skipped") as caught:
+        prepare(cluster, store, config)
+    assert caught.value.facts["classes"] == ["cat", "dog"]
+    (skipped,) = caught.value.facts["skipped"]
+    assert skipped["path"] == str(images / "unlabeled" / "bad.png")
+
+
 def test_a_folder_that_a_node_does_not_see_is_told(cluster, tmp_path):
     task = DecodeTask(str(tmp_path), "key", 1, 1, 8, 99, 1, {"roots": ["/only/on/the/head"]})
     with pytest.raises(UserError, match=r"/only/on/the/head is not there on the node"):

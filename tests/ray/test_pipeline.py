@@ -470,6 +470,32 @@ def test_a_running_cluster_is_joined_and_left_running(cluster):
     assert cluster.call(platform.node) == platform.node()
 
 
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_tasks_print_is_shown_when_asked_for(cluster, verbose):
+    import ray
+
+    lines = run_python(
+        "import io, sys, time\n"
+        "from kdfm_ray.jobs.session import open_session\n"
+        "from kdfm_ray.config import ScaleConfig\n"
+        "def say():\n"
+        "    print('a task', 'says so', flush=True)\n"
+        "class Seen(io.StringIO):\n"
+        "    isatty = lambda self: False\n"
+        "sys.stdout = seen = Seen()\n"
+        f"with open_session(ScaleConfig(), print, verbose={verbose}) as session:\n"
+        "    session.call(say)\n"
+        f"    until = time.monotonic() + {60 if verbose else 4}\n"
+        "    while 'a task says so' not in seen.getvalue() and time.monotonic() < until:\n"
+        "        time.sleep(0.1)\n"
+        "sys.__stdout__.write(seen.getvalue())\n",
+        RAY_ADDRESS=ray.get_runtime_context().gcs_address,
+        **{LOOPBACK: "0"},
+    )
+    assert any("a task says so" in line for line in lines) == verbose, lines
+    assert verbose or lines == [], "nothing else either"
+
+
 def test_a_cluster_that_is_not_there_is_told():
     (text,) = run_python(
         "from kdfm_ray.jobs.session import open_session\n"

@@ -76,16 +76,21 @@ def test_a_line_at_intervals(monkeypatch):
 
 def test_time_left_is_of_the_pace_since_the_stage_went_on(monkeypatch):
     """What an earlier try did took no time of this one."""
-    now = [100.0]
+    now = [0.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(live, "LINE_SECONDS", 0.0)
-    output = io.StringIO()
-    with LiveView(Console(file=output, force_terminal=False, width=140)) as view:
-        view({"stage": "outer", "resumed": 500, "total": 1000})
-        for step, seconds in ((510, 30.0), (520, 20.0), (600, 160.0)):
-            now[0] += seconds
-            view({"stage": "outer", "step": step, "total": 1000, "loss": 1.0})
-    lines = output.getvalue().splitlines()
+
+    def shown(terminal):
+        output = io.StringIO()
+        with LiveView(Console(file=output, force_terminal=terminal, width=140)) as view:
+            view({"stage": "outer", "resumed": 500, "total": 1000})
+            for step, seconds in ((510, 30.0), (520, 20.0), (600, 160.0)):
+                now[0] += seconds
+                view({"stage": "outer", "step": step, "total": 1000, "loss": 1.0})
+        return output.getvalue()
+
+    assert "about 13.3 min left" in shown(terminal=True)
+    lines = shown(terminal=False).splitlines()
     assert lines[-3:] == [
         "FixMatch (outer) network: 510/1000  loss 1.000",
         "FixMatch (outer) network: 520/1000  loss 1.000  about 16.0 min left",

@@ -66,7 +66,8 @@ def test_a_whole_page(made, classes):
         "5 of 100 trusted labels",
         "images/s",
         "Files skipped: 1",
-        "kdfm train --data.name digits",
+        "kdfm train",
+        "--data.name",
         "class <1> & more",
     ):
         assert expected in words, expected
