@@ -305,7 +305,8 @@ def _recoloring(
     steps.append(_looking_up(parcel, waiting))
 
     def act(images: Tensor, sent: Sent) -> None:
-        tables = pointwise.identity_tables(*images.shape[:2], images.device)
+        n, c = images.shape[:2]
+        tables = pointwise.identity_tables(n, c, images.device)
         for step in steps:
             step(images, tables, sent)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from kdfm_ray.config import MemoryFormat, Precision, TrainConfig
 
@@ -70,9 +70,9 @@ def _compute_in_float32() -> None:
     """Have this process round float32 nowhere to TensorFloat-32, as cuDNN's convolutions would."""
     import torch
 
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    cudnn: Any = torch.backends.cudnn  # whose types lack its parts
+    for part in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn):
+        part.fp32_precision = "ieee"
 
 
 def allowed_numerics(train: TrainConfig) -> list[Numerics]:
