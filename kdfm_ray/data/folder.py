@@ -113,7 +113,10 @@ def list_folders(
     if test_at is not None:
         names, test_files, test_labels = _list_labeled(test_at, "test", classes, notes)
         if absent := [name for name in classes if name not in names]:
-            notes.warnings.append(f"the test folder has no images of class {_some(absent)}")
+            notes.warnings.append(
+                f"the test folder has no images of class {_some(absent)}: add some, else nobody "
+                "knows how often that class is found"
+            )
     spare: list[ImageFile] = []
     if unlabeled_at is not None:
         every = _list_unlabeled(unlabeled_at, "unlabeled", notes)
