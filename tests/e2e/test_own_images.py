@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import shlex
 import shutil
 
 import numpy as np
@@ -11,14 +12,20 @@ import pytest
 from hostile import REDS, picture, write_bad, write_copies, write_good, write_others
 
 import kdfm_ray as kdfm
-from kdfm_ray.config import parse_config
+from kdfm_ray import resolve as resolve_module
+from kdfm_ray.cli import main
+from kdfm_ray.config import Config, parse_config
 from kdfm_ray.data.sources import shown
 from kdfm_ray.jobs import decode as decode_module
+from kdfm_ray.jobs import prepare as prepare_module
+from kdfm_ray.jobs import train as train_module
 from kdfm_ray.jobs.decode import choose_size, shard_size
 from kdfm_ray.jobs.prepare import load_images, prepare
 from kdfm_ray.jobs.session import open_session
 from kdfm_ray.models.pretrained import size_limits
 from kdfm_ray.store import Store
+from kdfm_ray.sweeps.plan import filled, plan_trials
+from kdfm_ray.sweeps.space import Asha, Sweep, grid, make_trials, unranked
 from kdfm_ray.types import UserError
 
 pytestmark = [
@@ -364,3 +371,127 @@ def test_images_of_too_many_pixels_are_skipped_with_the_reason(tmp_path, rng):
     usual, _ = prepared(tmp_path / "store", data_of(tmp_path))
     assert not usual.facts["skipped"]
     assert usual.dataset.key != found.dataset.key
+
+
+@pytest.fixture
+def weights(monkeypatch):
+    """What is said of pretrained weights, and how often it was asked; ``yes`` reads none."""
+    asked, answer = [], ["no connection"]
+    real = prepare_module.make_network
+
+    def fetch(name):
+        asked.append(name)
+        return answer[0]
+
+    def make(config, facts, *, seed, pretrained):
+        started = "no" if pretrained == "yes" else pretrained
+        return real(config, facts, seed=seed, pretrained=started)
+
+    monkeypatch.setattr(prepare_module, "_fetch_weights", fetch)
+    monkeypatch.setattr(prepare_module, "make_network", make)
+    monkeypatch.setattr(train_module, "make_network", make)
+    return asked, answer
+
+
+OPEN = {name: value for name, value in TINY.items() if name != "train.steps"} | {
+    "model.name": "wrn_10_2",
+    "baseline": False,
+}
+
+
+def test_a_run_without_flags_keeps_what_it_was_begun_with(tmp_path, rng, monkeypatch, weights):
+    """Cut after its first updates, and gone on with where weights can be had no more."""
+    asked, answer = weights
+    answer[0] = ""
+    monkeypatch.setattr(resolve_module, "STEPS", (6, 9))
+    write_good(tmp_path, rng)
+    places = {name: tmp_path / name for name in ("labeled", "unlabeled")}
+    args = places | {"out": tmp_path / "run", "store": str(tmp_path / "store"), "settings": OPEN}
+    with monkeypatch.context() as patch:
+        patch.setattr("kdfm_ray.pipeline._Stages.label", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            kdfm.train(**args, progress=False)
+    begun = json.loads((tmp_path / "run" / "begun.json").read_text())
+    assert begun["resolved"] == {
+        "model.pretrained": "yes",
+        "data.image_size": 40,
+        "train.steps": 9,
+        "train.learning_rate": 0.01,
+        "train.eval_every": 10,
+        "train.log_every": 10,
+    }
+    given = Config.from_yaml(tmp_path / "run" / "config.yaml")
+    assert sorted(resolve_module.open_fields(given)) == sorted(begun["resolved"])
+
+    answer[0] = "no connection"
+    run = kdfm.train(**args, progress=False)
+    assert asked == ["wrn_10_2"], "not asked again"
+    report = run.report
+    assert {each["field"]: each["value"] for each in report["resolved"]} == begun["resolved"]
+    assert "outer" in report["reused"]
+    assert report["config_hash"] == given.hash()
+    assert "--train.steps 9" in report["resolved_command"]
+    assert "--train.steps" not in report["command"]
+    assert report["data"]["image_shape"] == [40, 40, 3]
+    counts = report["data"]["labeled_per_class"], report["data"]["val_per_class"]
+    assert [sum(each) for each in counts] == [report["data"]["labeled"], report["data"]["val"]]
+
+    again = shlex.split(report["resolved_command"])[2:]
+    again[again.index("--out") + 1] = str(tmp_path / "again")
+    assert main(["train", *again]) == 0
+    repeated = json.loads((tmp_path / "again" / "report.json").read_text())
+    assert repeated["keys"] == report["keys"], "every network is the same"
+    assert repeated["resolved"] == []
+
+
+def test_weights_that_cannot_be_had_are_told_once_and_in_the_report(tmp_path, rng, weights):
+    write_good(tmp_path, rng)
+    events = []
+    config = parse_config({"data": data_of(tmp_path), "scale": {"num_workers": 0}})
+    with open_session(config.scale, events.append) as session:
+        found = prepare(session, Store(str(tmp_path / "store")), config)
+        assert found.config.model.pretrained == "no"
+        assert found.config.train.learning_rate == 0.03
+        assert found.found.image_size == 32
+        for told in ("(no connection)", "--model.pretrained FILE", "lite0.py", "connect"):
+            assert told in found.found.warning
+        weights[1][0] = None  # timm has none: nothing to mend
+        found = prepare(session, Store(str(tmp_path / "store")), config)
+    assert found.config.model.pretrained == "no"
+    assert found.found.warning == ""
+
+
+def test_trials_over_own_images_are_filled_by_their_own_settings(tmp_path, rng, weights):
+    write_good(tmp_path, rng)
+    base = parse_config(
+        {
+            "data": data_of(tmp_path),
+            "model": {"name": "wrn_10_2"},
+            "train": {"precision": "fp32", "memory_format": "channels_last"},
+            "scale": {"num_workers": 0},
+        }
+    )
+    sweep = Sweep(
+        name="own",
+        base=base,
+        space={"train.optimizer": grid("sgd", "adamw"), "select.tau_select": grid(0.7, 0.8)},
+        seeds=(0,),
+        asha=Asha(),
+    )
+    trials = make_trials(sweep, sweep.settings())
+    with open_session(base.scale, lambda event: None) as session:
+        store = Store(str(tmp_path / "store"))
+        planned, _, found = plan_trials(trials, [], store, session, lambda event: None)
+        again = filled(trials, found)
+        assert [each.trial.config for each in planned] == [trial.config for trial in again]
+        assert [trial.id for trial in again] == [trial.id for trial in trials]
+        replanned, same, _ = plan_trials(again, again, store, session, lambda event: None)
+    assert [each.plan for each in replanned] == [each.plan for each in planned]
+    assert [each.plan for each in same] == [each.plan for each in planned]
+    assert len(weights[0]) == 1, "one kind: decided once"
+    assert len({each.plan.outer for each in planned}) == 2
+    for trial in again:
+        optimizer = trial.values["train.optimizer"]
+        assert trial.config.train.learning_rate == {"sgd": 0.03, "adamw": 1e-3}[optimizer]
+        assert trial.config.steps_of("inner") == 500
+        assert unranked(trial.config) == []
