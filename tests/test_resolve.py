@@ -113,17 +113,11 @@ def test_flags_start_from_open_fields():
 
 
 def test_filled_values_that_do_not_go_with_set_ones_are_told():
-<<<<<<< HEAD
     with pytest.raises(
         UserError, match=r"train.warmup_steps = 600 must be below train.steps = 500"
     ):
         filled(own(train={"warmup_steps": 600}), unlabeled=100)
     with pytest.raises(UserError, match=r"inner.init = pretrained needs weights"):
-=======
-    with pytest.raises(UserError, match="600 must be below train"):
-        filled(own(train={"warmup_steps": 600}), unlabeled=100)
-    with pytest.raises(UserError, match="pretrained needs weights"):
->>>>>>> w4
         filled(own(inner={"init": "pretrained"}))
     assert filled(own(inner={"init": "pretrained"}), pretrained="yes")
 
