@@ -10,8 +10,8 @@ Keys, token, home folders, ports and logs are made for it in a temporary folder.
 `ray stop` nor `ray down`, which signal every Ray process of the machine: at its end it ends the
 processes that it started, by their ids.
 
-Needs sshd (Debian's openssh-server), ssh and rsync. Took 9 minutes on 2 CPU cores that were busy
-with other work.
+Needs sshd (Debian's openssh-server), ssh and rsync. Took 4 minutes on 2 CPU cores, 9 on cores that
+were busy with other work.
 """
 
 from __future__ import annotations
