@@ -77,8 +77,7 @@ class DataConfig(Section):
         64_000_000,
         ge=1,
         description="your own images of more pixels are skipped; of JPEGs, which are read at a "
-        "smaller scale, the pixels at that scale; an image takes 8 bytes of memory a pixel, "
-        "transparent and 16-bit ones too",
+        "smaller scale, the pixels at that scale; an image takes 8 to 9 bytes of memory a pixel",
     )
     root: Path = Field(
         Path("~/.cache/kdfm_ray/data"),

@@ -298,6 +298,8 @@ class _Stages:
         )
         for text in [*map(str, self.prepared.choices), *lines]:
             self.emit({"stage": "", "note": text})
+        if self.prepared.found.warning:  # now, and not when the numerics have been measured
+            self.emit({"stage": "data", "warning": self.prepared.found.warning})
 
     def _plan_with(self, numerics: Numerics) -> Plan:
         return make_plan(self.config, self.prepared.dataset.key, self.prepared.split.key, numerics)

@@ -115,8 +115,10 @@ def _steps(config: Config, found: Found) -> tuple[int, str]:
     wanted = PASSES * images / each
     steps = _within(_rounded(wanted), *STEPS)
     why = f"{PASSES} passes over {images:,} {name} images, {each:,} an update"
-    if steps in STEPS:
-        why += f", are {round(wanted):,}; from {STEPS[0]:,} to {STEPS[1]:,} are made"
+    if steps == STEPS[0] > wanted:
+        return steps, f"the least; {why}, would be {round(wanted):,}"
+    if steps == STEPS[1] < wanted:
+        return steps, f"the most; {why}, would be {round(wanted):,}"
     return steps, why
 
 

@@ -61,6 +61,15 @@ def test_steps_follow_the_larger_set_within_limits(labeled, unlabeled, steps):
     assert config.train.steps == steps
 
 
+def test_steps_at_a_limit_say_so():
+    _, choices = filled(own(), labeled=40, unlabeled=400)
+    (text,) = [str(each) for each in choices if each.field == "train.steps"]
+    assert text == (
+        "train.steps = 500: the least; 20 passes over 400 unlabeled images, 224 an update, "
+        "would be 36"
+    )
+
+
 def test_steps_follow_the_batch():
     config, _ = filled(own(train={"batch_size": 16}, fixmatch={"mu": 14}))
     assert config.train.steps == 4500, "224 an update, too"

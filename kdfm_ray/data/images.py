@@ -74,8 +74,8 @@ def decode(
     Args:
         source: a file, or the content of one.
         size: S, pixels a side.
-        max_pixels: of an image, as far as it has to be decoded; it takes about 8 bytes of memory
-            for each (12 with 16 bits). ``None``: as many as Pillow takes.
+        max_pixels: of an image, as far as it has to be decoded; it takes 8 to 9 bytes of memory
+            for each. ``None``: as many as Pillow takes.
 
     Raises:
         Unreadable: it is empty, cut off, no image, an animation, too large, or of numbers that

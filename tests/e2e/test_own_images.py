@@ -399,6 +399,7 @@ OPEN = {name: value for name, value in TINY.items() if name != "train.steps"} | 
 }
 
 
+@pytest.mark.slow
 def test_a_run_without_flags_keeps_what_it_was_begun_with(tmp_path, rng, monkeypatch, weights):
     """Cut after its first updates, and gone on with where weights can be had no more."""
     asked, answer = weights
