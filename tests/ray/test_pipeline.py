@@ -21,7 +21,6 @@ from kdfm_ray.jobs.crew import Crew
 from kdfm_ray.jobs.label import Labeler, label
 from kdfm_ray.jobs.label_files import PARTS, LabelFiles
 from kdfm_ray.jobs.numerics import measured_numerics
-from kdfm_ray.jobs.prepare import Prepared
 from kdfm_ray.jobs.session import LOOPBACK, open_session
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.pipeline import run
@@ -152,9 +151,7 @@ def test_labels_from_one_and_from_three_actors_are_equal(cluster, first):
     _, config, root = first
     again = run(config, ignore)
     store = Store(str(root))
-    split = again.artifacts["split"]
-    facts = again.artifacts["dataset"].record() | split.record()
-    prepared = Prepared(again.artifacts["dataset"], split, facts)
+    prepared = again.prepared
     one_cpu_each = cluster.scale.model_copy(update={"cpus_per_worker": 1})
     found = {}
     for actors in (1, 3):
@@ -194,8 +191,7 @@ def test_workers_stay_between_trainings_while_others_label(cluster, first):
     _, config, root = first
     store, again = Store(str(root)), run(config, ignore)
     split = again.artifacts["split"]
-    facts = again.artifacts["dataset"].record() | split.record()
-    prepared = Prepared(again.artifacts["dataset"], split, facts)
+    prepared = again.prepared
     session = dataclasses.replace(cluster, keeps_workers=True)
     short = config.model_copy(update={"train": config.train.model_copy(update={"steps": 2})})
 
@@ -275,8 +271,6 @@ def test_workers_that_die_while_they_are_called(cluster, first, tmp_path):
 def test_a_pass_that_workers_could_not_finish_counts_their_tries(cluster, first):
     _, config, root = first
     again = run(config, ignore)
-    split = again.artifacts["split"]
-    facts = again.artifacts["dataset"].record() | split.record()
     done = []
 
     class Dying:
@@ -297,7 +291,7 @@ def test_a_pass_that_workers_could_not_finish_counts_their_tries(cluster, first)
         label(
             session,
             Store(str(root)),
-            Prepared(again.artifacts["dataset"], split, facts),
+            again.prepared,
             again.plan.outer,
             "by-the-dying",
             numerics=Numerics(),
@@ -314,8 +308,7 @@ def test_precision_and_layout_are_measured_once_and_kept(cluster, first):
     _, config, root = first
     store, again = Store(str(root)), run(config, ignore)
     assert again.numerics == {"choice": "fp32 channels_last", "how": "set by the configuration"}
-    split = again.artifacts["split"]
-    prepared = Prepared(again.artifacts["dataset"], split, again.artifacts["dataset"].record())
+    prepared = again.prepared
     auto = {"precision": "auto", "memory_format": "auto"}
     free = config.model_copy(update={"train": config.train.model_copy(update=auto)})
     choice, record = measured_numerics(cluster, store, free, prepared)
@@ -516,8 +509,6 @@ def test_a_labeler_that_cannot_work_ends_with_its_cause(first, outer, told):
     """Not by trying for ever."""
     _, config, root = first
     again = run(config, ignore)
-    split = again.artifacts["split"]
-    facts = again.artifacts["dataset"].record() | split.record()
     with (
         pytest.raises((RunFailed, UserError)) as error,
         open_session(config.scale, ignore) as session,
@@ -525,7 +516,7 @@ def test_a_labeler_that_cannot_work_ends_with_its_cause(first, outer, told):
         label(
             session,
             Store(str(root)),
-            Prepared(again.artifacts["dataset"], split, facts),
+            again.prepared,
             outer,
             "by-nobody",
             numerics=Numerics(),
