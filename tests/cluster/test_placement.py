@@ -25,6 +25,7 @@ from kdfm_ray.types import RunFailed, UserError
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
+    pytest.mark.soak,  # several nodes as processes: minutes
     # Ray's own: sockets and subprocesses that it leaves to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:ray"),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),

@@ -229,7 +229,10 @@ def test_a_large_upload(tmp_path, monkeypatch):
     assert cluster.upload().state is State.OK
     os.truncate(file, 200 * 2**20)  # takes no room
     found = cluster.upload()
-    assert (found.state, found.text) == (State.WARNING, "1 files, 200.0 MiB")
+    assert (found.state, found.text) == (
+        State.WARNING,
+        "1 files, 200.0 MiB before they are compressed",
+    )
     assert found.mend
 
 

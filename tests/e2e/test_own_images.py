@@ -24,7 +24,7 @@ from kdfm_ray.jobs.prepare import load_images, prepare
 from kdfm_ray.jobs.session import open_session
 from kdfm_ray.models.pretrained import size_limits
 from kdfm_ray.store import Store
-from kdfm_ray.sweeps.plan import filled, plan_trials
+from kdfm_ray.sweeps.plan import Planner, filled
 from kdfm_ray.sweeps.space import Asha, Sweep, grid, make_trials, unranked
 from kdfm_ray.types import UserError
 
@@ -480,13 +480,13 @@ def test_trials_over_own_images_are_filled_by_their_own_settings(tmp_path, rng, 
     trials = make_trials(sweep, sweep.settings())
     with open_session(base.scale, lambda event: None) as session:
         store = Store(str(tmp_path / "store"))
-        planned, _, found = plan_trials(trials, [], store, session, lambda event: None)
+        planner = Planner(store, session, lambda event: None)
+        planned, found = planner.plan(trials), planner.found(trials)
         again = filled(trials, found)
         assert [each.trial.config for each in planned] == [trial.config for trial in again]
         assert [trial.id for trial in again] == [trial.id for trial in trials]
-        replanned, same, _ = plan_trials(again, again, store, session, lambda event: None)
+        replanned = Planner(store, session, lambda event: None).plan(again)
     assert [each.plan for each in replanned] == [each.plan for each in planned]
-    assert [each.plan for each in same] == [each.plan for each in planned]
     assert len(weights[0]) == 1, "one kind: decided once"
     assert len({each.plan.outer for each in planned}) == 2
     for trial in again:

@@ -254,8 +254,10 @@ def test_workers_that_die_while_they_are_called(cluster, first, tmp_path):
 
     few = config.model_copy(update={"faults": config.faults.model_copy(update={"max_failures": 1})})
     events = []
-    session = dataclasses.replace(cluster, keeps_workers=True, emit=events.append)
-    with Crew(session, Store(str(root)), few) as crew:
+    with (
+        open_session(few.scale, events.append) as opened,
+        Crew(dataclasses.replace(opened, keeps_workers=True), Store(str(root)), few) as crew,
+    ):
         assert crew.share(die_once, str(tmp_path)), "the second time"
         assert crew.call(os.getpid) != os.getpid()
         assert not crew.share(die_once, str(tmp_path))

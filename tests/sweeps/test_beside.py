@@ -21,6 +21,14 @@ def hook(monkeypatch):
     return found
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """As in a terminal: what runs in the background of a shell is made to ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def press(times, every=0.5):
     """Ctrl-C from outside, a few times."""
 
