@@ -37,7 +37,7 @@ from kdfm_ray.data.split import Split
 from kdfm_ray.jobs.crew import Crew
 from kdfm_ray.jobs.label_files import PARTS
 from kdfm_ray.jobs.prepare import Prepared, load_images
-from kdfm_ray.jobs.session import Session, goes_on_later, quiet_libraries
+from kdfm_ray.jobs.session import Session, goes_on_later, prepare_data_job
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.remote import open_files
 from kdfm_ray.store import Draft, Store
@@ -258,10 +258,7 @@ def _label_by_job(
 ) -> None:
     import ray.data
 
-    quiet_libraries(session)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # the live view has its own
-    context.max_errored_blocks = 0  # a lost block would be lost labels
+    prepare_data_job(session)
     # Actors write their files themselves: nothing but shard bounds passes through Ray, and no
     # other task competes with actors that hold all CPUs.
     with warnings.catch_warnings():

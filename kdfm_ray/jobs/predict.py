@@ -22,7 +22,7 @@ from kdfm_ray.data.images import MISSING, Unreadable, suffixes
 from kdfm_ray.data.inputs import Images, read_image
 from kdfm_ray.jobs.finished import FinishedRun, load_model
 from kdfm_ray.jobs.label import actor_resources, default_actors
-from kdfm_ray.jobs.session import Session, quiet_libraries
+from kdfm_ray.jobs.session import Session, prepare_data_job
 from kdfm_ray.models.numerics import Numerics
 from kdfm_ray.types import RunFailed, UserError
 
@@ -218,10 +218,7 @@ def _by_job(
     import ray.data
     from ray.exceptions import RayActorError
 
-    quiet_libraries(session)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # the live view has its own
-    context.max_errored_blocks = 0  # a lost block would be lost rows
+    context = prepare_data_job(session)
     context.execution_options.preserve_order = True  # few parts wait for an earlier one
     actors = min(default_actors(session, gpus), len(items))
     session.wait_for(session.actor_need)

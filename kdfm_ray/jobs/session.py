@@ -328,6 +328,23 @@ def quiet_libraries(session: Session) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+def prepare_data_job(session: Session) -> Any:
+    """Ray Data's settings for a job of ours, to be set before its data set is made; they are
+    returned.
+
+    What a worker raises arrives as it was raised: Ray Data would wrap it, and of what is wrapped
+    only a text survives the way to the driver.
+    """
+    import ray.data
+
+    quiet_libraries(session)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # the live view has its own
+    context.max_errored_blocks = 0  # a lost block would be lost labels
+    context.raise_original_map_exception = True
+    return context
+
+
 def _init(*, joining: bool, verbose: bool, dashboard: bool) -> None:
     import ray
 
