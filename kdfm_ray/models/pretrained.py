@@ -17,7 +17,7 @@ from kdfm_ray.models.weights import first_line
 
 STRIDE = 32  # pixels of an image that become one of a convolutional network's last ones
 SMALL = (32, 64)  # pixels a side of networks that start at random, and of the wrn_*
-CPU_MOST = 96  # ours: an update at 224 pixels takes a CPU over 5 times as long
+CPU_MOST = 96  # ours: an image at 224 pixels has over 5 times as many of them
 PROBE_SECONDS = 10.0  # after which weights that are not cached count as out of reach
 
 

@@ -33,6 +33,15 @@ pytestmark = [
 ]
 
 
+def check_it_went_on(folder):
+    """All four trials are finished, and not all of them from nothing."""
+    rows = pq.read_table(folder / "out" / "trials.parquet").to_pylist()
+    assert [row["status"] for row in rows] == ["finished"] * 4
+    inner = [json.loads(p.read_text()) for p in (folder / "store/inner").glob("*/*/record.json")]
+    assert len(inner) == 4
+    assert any(record["resumed"] for record in inner)
+
+
 def test_stopped_and_killed_trials_of_two_workers_give_all_back(tmp_path, monkeypatch):
     from kdfm_ray.jobs.session import prepare_environment
 
@@ -130,11 +139,7 @@ def test_ctrl_c_saves_the_trials_and_the_same_command_goes_on(tmp_path):
     assert "stopping: trials save their state" in text
     assert "Traceback" not in text
     subprocess.run(command, check=True, capture_output=True)
-    rows = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
-    assert [row["status"] for row in rows] == ["finished"] * 4
-    inner = [json.loads(p.read_text()) for p in (tmp_path / "store/inner").glob("*/*/record.json")]
-    assert len(inner) == 4
-    assert any(record["resumed"] for record in inner)  # from a state, not from nothing
+    check_it_went_on(tmp_path)
 
 
 def test_a_sweep_goes_on_after_its_own_ray_was_killed(tmp_path):
@@ -160,11 +165,7 @@ def test_a_sweep_goes_on_after_its_own_ray_was_killed(tmp_path):
     assert "the same command goes on" in text
     assert "Traceback" not in text
     subprocess.run(command, check=True, capture_output=True)
-    rows = pq.read_table(tmp_path / "out" / "trials.parquet").to_pylist()
-    assert [row["status"] for row in rows] == ["finished"] * 4
-    inner = [json.loads(p.read_text()) for p in (tmp_path / "store/inner").glob("*/*/record.json")]
-    assert len(inner) == 4
-    assert any(record["resumed"] for record in inner)
+    check_it_went_on(tmp_path)
     assert len(list((tmp_path / "store/outer").iterdir())) == 2
 
 
