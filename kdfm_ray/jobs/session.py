@@ -7,6 +7,7 @@ functions, after ``prepare_environment``.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import platform
@@ -234,6 +235,8 @@ def open_session(
     from ray.exceptions import RayError
 
     ours = not ray.is_initialized()
+    if not ours:
+        gc.collect()  # a cycle in Ray Data keeps the actors of a failed job, and they hold CPUs
     hushed = contextlib.ExitStack()
     if ours:
         if not verbose:

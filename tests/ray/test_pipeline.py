@@ -263,6 +263,7 @@ def test_workers_that_die_while_they_are_called(cluster, first, tmp_path):
         assert not crew.share(die_once, str(tmp_path))
         assert crew.call(platform.node) == platform.node(), "by a task of its own"
         assert not crew._alive()
+        opened.drain()
     notes = [event["note"] for event in events if "note" in event]
     assert [note.rpartition(": ")[2] for note in notes] == [
         "starting the workers again from the last saved state",
