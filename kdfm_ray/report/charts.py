@@ -17,6 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 18, 12, 36  # around the plot
 MOST_CELLS_WITH_NUMBERS = 12  # classes of a confusion matrix
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 SHAPES = ("dot", "square", "triangle", "cross", "ring")
+WIDE = frozenset("mwMW@%…")  # as wide as a letter of 11 pixels gets; CJK is too
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def matrix_chart(table: Sequence[Sequence[int]], names: Sequence[str], *, label:
     numbers = count <= MOST_CELLS_WITH_NUMBERS
     short = [name if len(name) <= 9 else f"{name[:8]}…" for name in names]
     named = count <= 24
-    left = 8 + (6.2 * max(len(name) for name in short) if named else 6)
+    left = 8 + (max(map(text_width, short)) if named else 6)
     below = left if named else 14
     side = 520.0 if count > MOST_CELLS_WITH_NUMBERS else 300.0
     cell = side / count
@@ -175,7 +176,7 @@ def matrix_chart(table: Sequence[Sequence[int]], names: Sequence[str], *, label:
 
 
 def dot_map(groups: Sequence[Dots], *, label: str) -> str:
-    """Points in a square, group after group."""
+    """Points in a square, group after group; of labels that would overlap the first is written."""
     side, pad = WIDTH, 14
     span = side - 2 * pad
 
@@ -183,7 +184,8 @@ def dot_map(groups: Sequence[Dots], *, label: str) -> str:
         return pad + span * point[0], side - pad - span * point[1]
 
     parts = [f'<rect width="{side}" height="{side}" fill="none" stroke="#ccc"/>']
-    labels = []
+    labels: list[str] = []
+    taken: list[tuple[float, float, float]] = []  # of labels: middle, baseline, half the width
     for group in groups:
         if not group.points:
             continue
@@ -192,10 +194,14 @@ def dot_map(groups: Sequence[Dots], *, label: str) -> str:
         parts.append(f'<path d="{path}" {_mark_style(group.shape, group.color)}>{title}</path>')
         if group.label:
             xs, ys = zip(*map(place, group.points), strict=True)
-            x, y = sorted(xs)[len(xs) // 2], sorted(ys)[len(ys) // 2]
-            labels.append(
-                f'<text x="{x:.0f}" y="{y + 4:.0f}" class="m b halo">{text(group.name)}</text>'
-            )
+            half = text_width(group.name) / 2 + 2
+            x = min(max(sorted(xs)[len(xs) // 2], half), side - half)
+            y = sorted(ys)[len(ys) // 2]
+            if all(abs(x - u) >= half + w or abs(y - v) >= 13 for u, v, w in taken):
+                taken.append((x, y, half))
+                labels.append(
+                    f'<text x="{x:.0f}" y="{y + 4:.0f}" class="m b halo">{text(group.name)}</text>'
+                )
     return _svg(parts + labels, side, label)
 
 
@@ -230,6 +236,11 @@ def number_text(value: float, percent: bool) -> str:
     if value and abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def text_width(words: str) -> float:
+    """About how wide a label is, in pixels at 11 pixels: a bound for common sans-serif fonts."""
+    return sum(11.0 if sign in WIDE or ord(sign) > 0x2E7F else 6.7 for sign in words)
 
 
 def short_count(value: int) -> str:

@@ -51,12 +51,8 @@ def map_section(pictures: Mapping[str, Any] | None, classes: Sequence[str]) -> s
         )
         for name, (words, color, shape) in FATES.items()
     ]
-    legend = "".join(
-        f"<span>{mark(dots.shape, dots.color)} {text(dots.name)} ({len(dots.points):,})</span>"
-        for dots in by_fate
-        if dots.points
-    )
-    names = "" if len(classes) <= MOST_NAMED else " Point at a mark for its name."
+    few = len(classes) <= MOST_NAMED
+    of_classes = _legend(by_class) if few else "Point at a mark for the name of its class."
     return (
         "<h2>Map of the images</h2><p class=dim>Embeddings of the FixMatch network, "
         f"{len(points):,} of {found['of']:,} images, by {text(found['method'])}. Near ones are "
@@ -65,15 +61,25 @@ def map_section(pictures: Mapping[str, Any] | None, classes: Sequence[str]) -> s
         + figure(
             "By predicted class",
             dot_map(by_class, label="Map of embeddings by predicted class"),
-            f"Colors and shapes are of predicted classes.{names}",
+            of_classes,
         )
         + figure(
             "By what became of them",
             dot_map(by_fate, label="Map of embeddings by trust"),
-            f"<span class=legend>{legend}</span>",
+            _legend(by_fate),
         )
         + "</div>"
     )
+
+
+def _legend(groups: Sequence[Dots]) -> str:
+    """The mark, name and number of points of each group that has some."""
+    shown = "".join(
+        f"<span>{mark(dots.shape, dots.color)} {text(dots.name)} ({len(dots.points):,})</span>"
+        for dots in groups
+        if dots.points
+    )
+    return f"<span class=legend>{shown}</span>"
 
 
 def examples_section(pictures: Mapping[str, Any] | None, classes: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 # Colors for any eye (Okabe & Ito, 2008), dark enough for lines and text on white.
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#B8500B", "#00805E", "#6b6b6b"
-PALETTE = (BLUE, ORANGE, GREEN, "#B04A86", "#9A6700", "#2E8BC0", "#000000", "#7A7A7A")
+PALETTE = (BLUE, ORANGE, GREEN, "#B04A86", "#9A6700", "#000000", "#2E8BC0", "#7A7A7A")
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto;
   padding: 0 1em; }
@@ -15,7 +15,13 @@ h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25em .8em; text-align: left; border-bottom: 1px solid #ddd; }
 td.n, th.n { text-align: right; } td { white-space: nowrap; }
-.scroll { overflow-x: auto; } .dim { color: #666; } svg { max-width: 100%; height: auto; }
+.scroll { overflow-x: auto; background: linear-gradient(to right, #fff 40%, #fff0) 0 0 / 40px 100%,
+  linear-gradient(to left, #fff 40%, #fff0) 100% 0 / 40px 100%,
+  linear-gradient(to right, #0004, #0000) 0 0 / 12px 100%,
+  linear-gradient(to left, #0004, #0000) 100% 0 / 12px 100%, #fff;
+  background-repeat: no-repeat; background-attachment: local, local, scroll, scroll, scroll; }
+@media print { .scroll { background: none; } }
+.dim { color: #666; } svg { max-width: 100%; height: auto; }
 """
 
 

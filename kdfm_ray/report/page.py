@@ -420,12 +420,24 @@ def _cost(report: Mapping[str, Any]) -> str:
     used = f"{workers} training worker{plural}" if workers else "one process"
     numerics = report["numerics"].get("choice")
     return (
-        f"<h2>Cost</h2><p>In all {duration(report['total_seconds'])}, by {used} on "
+        f"<h2>Cost</h2><p>{_in_all(report)}, by {used} on "
         f"{text(hardware['cpu'])} ({hardware['cores']} cores, {hardware['memory_gb']} GB), "
         f"{text(gpus)}{f', {text(numerics)}' if numerics else ''}.</p>"
         + table(["stage", "time", "images/s", ""], rows, numbers=(1, 2))
         + "<p class=dim>Images of a network: labeled ones and both views of unlabeled ones, over "
         "its whole time.</p>"
+    )
+
+
+def _in_all(report: Mapping[str, Any]) -> str:
+    """How long the run took, and how long with what it took over from earlier ones."""
+    seconds = report["total_seconds"]
+    reused = sum(report["stages"].get(stage, 0.0) for stage in report["reused"])
+    if not reused:
+        return f"In all {duration(seconds)}"
+    return (
+        f"This run took {duration(seconds)}; with the stages that were reused, which an earlier "
+        f"run did, {duration(seconds + reused)}"
     )
 
 
@@ -485,7 +497,8 @@ def _again(report: Mapping[str, Any]) -> str:
         "system": report["hardware"]["system"],
     }
     rows = [[name, text(value)] for name, value in facts.items()]
-    command = re.sub(r"(?<= )--[\w.-]+", r"<span>\g<0></span>", text(report["command"]))
+    flag = r"(?<= )--[\w.-]+(?: (?!-)\S{1,24}(?= |$))?"  # with its value, where that is short
+    command = re.sub(flag, r"<span>\g<0></span>", text(report["command"]))
     return (
         f"<h2>How to run it again</h2><pre>{command}</pre>"
         "<p>Stages that the store holds are not done again; with another --store all are. The "

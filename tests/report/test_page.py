@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdfm_ray.report import page as page_module
-from kdfm_ray.report.charts import Line, line_chart, ticks
+from kdfm_ray.report.charts import Dots, Line, dot_map, line_chart, matrix_chart, text_width, ticks
 from kdfm_ray.report.page import report_page, write_report_page
 
 VOID = {"meta", "img", "br"}
@@ -195,3 +195,41 @@ def test_lines_of_any_values_are_drawn_inside_the_picture(points):
     places = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
     assert np.isfinite(places).all()
     assert all(0 <= x <= 360 and 0 <= y <= 230 for x, y in places)
+
+
+def test_labels_of_a_map_do_not_lie_on_each_other_and_stay_inside():
+    at = {"here": (0.5, 0.5), "here too": (0.52, 0.5), "mimetypes": (0.0, 0.9), "last": (0.5, 0.4)}
+    groups = [Dots(name, [place], "#000", label=True) for name, place in at.items()]
+    root = ET.fromstring(dot_map(groups, label="x"))
+    labels = {label.text: float(label.attrib["x"]) for label in root.findall("text")}
+    assert list(labels) == ["here", "mimetypes", "last"]
+    assert labels["mimetypes"] - text_width("mimetypes") / 2 >= 0
+    assert len(root.findall("path")) == 4
+
+
+def test_the_longest_name_has_room_beside_the_matrix():
+    root = ET.fromstring(matrix_chart([[1, 0], [0, 1]], ["mmmmmmmm", "b"], label="x"))
+    end = next(float(t.attrib["x"]) for t in root.findall("text") if t.text == "mmmmmmmm")
+    assert end >= 8 * 10.7  # DejaVu Sans at 11 pixels; others are narrower
+
+
+def test_time_of_reused_stages_is_told_apart(made):
+    report = made(3).report
+    words = read(report_page(report | {"reused": []}, []))
+    assert "This run took" not in words
+    stages = {"data": 5.0, "outer": 100.0, "inner": 20.0}
+    told = report | {"stages": stages, "reused": ["data", "outer"], "total_seconds": 25.0}
+    words = read(report_page(told, []))
+    assert "This run took 25 s; with the stages that were reused" in words
+    assert ", 2.2 min, by" in words
+
+
+def test_a_flag_keeps_its_short_value_on_its_line(made):
+    command = f"kdfm train --data.seed 3 --out {'x' * 40} --flag --other"
+    found = report_page(made(3).report | {"command": command}, [])
+    assert re.findall(r"<span>(--.*?)</span>", found) == [
+        "--data.seed 3",
+        "--out",
+        "--flag",
+        "--other",
+    ]
