@@ -321,6 +321,25 @@ class InnerConfig(Section):
     tau_inner: float = Field(
         0.95, ge=0, le=1, description="confidence from which its own label replaces the trusted one"
     )
+    merge: Literal["own_first", "trusted_first", "agreement"] = Field(
+        "own_first",
+        description="which label counts where the confident own one and the trusted one differ: "
+        "the own (the paper's Heuristic 1), the trusted, or none",
+    )
+    tau_override: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="own_first: confidence from which the own label replaces another, trusted one; "
+        "none: tau_inner",
+    )
+    trust_until: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="share of the updates in which trusted labels count; then FixMatch goes on "
+        "alone",
+    )
     loss: Literal["ce", "sce", "gce"] = Field("ce", description="unlabeled loss")
     sce_alpha: float = Field(1.0, ge=0, description="sce: weight of the cross-entropy")
     sce_beta: float = Field(0.1, ge=0, description="sce: weight of the reverse cross-entropy")
@@ -335,6 +354,21 @@ class InnerConfig(Section):
         description="share of the trusted labels that are given a wrong class at random, to study "
         "what label noise does",
     )
+
+    @model_validator(mode="after")
+    def _override_counts(self) -> InnerConfig:
+        if self.tau_override is None:
+            return self
+        if self.merge != "own_first":
+            raise ValueError(
+                f"tau_override is for merge = own_first; merge = {self.merge} overrides nothing"
+            )
+        if self.tau_override < self.tau_inner:
+            raise ValueError(
+                f"tau_override = {self.tau_override:g} lies below tau_inner = {self.tau_inner:g}, "
+                "which own labels have to reach anyway: raise it, or leave it out"
+            )
+        return self
 
 
 class ScaleConfig(Section):
@@ -396,7 +430,7 @@ CAME_LATER: dict[str, dict[str, Any]] = {
     "data": {"max_pixels": 64_000_000},
     "fixmatch": {"align": "none"},
     "select": {"max_per_class": None, "spread_neighbors": 15, "spread_alpha": 0.99},
-    "inner": {"steps": None},
+    "inner": {"steps": None, "merge": "own_first", "tau_override": None, "trust_until": 1.0},
 }
 
 

@@ -115,7 +115,7 @@ def network_key(
         parts["fixmatch"] = hashed("fixmatch", config.fixmatch.model_dump(mode="json"))
     if role == "inner":
         unused = {"steps"} if config.inner.trusted_noise else {"steps", "trusted_noise"}
-        parts["inner"] = config.inner.model_dump(mode="json", exclude=unused)
+        parts["inner"] = hashed("inner", config.inner.model_dump(mode="json", exclude=unused))
         parts["trusted"] = trusted
         parts["outer"] = outer
     return _key(role, parts)

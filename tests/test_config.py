@@ -38,6 +38,11 @@ def test_all_mistakes_are_reported_together():
         ),
         (values(train={"steps": 5, "warmup_steps": 5}), "must be below train.steps"),
         (values(fixmatch={"tau": 1.5}), "fixmatch.tau = 1.5"),
+        (values(inner={"tau_override": 0.9}), "tau_override = 0.9 lies below tau_inner = 0.95"),
+        (
+            values(inner={"merge": "agreement", "tau_override": 0.99}),
+            "merge = agreement overrides nothing",
+        ),
         (values(train={"learning_rate": float("nan")}), "train.learning_rate"),
         ("text", "mistake"),
     ],

@@ -17,13 +17,14 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from kdfm_ray.method.losses import cross_entropy
-from kdfm_ray.method.merge import merge_targets
+from kdfm_ray.method.merge import Targets, merge_targets
 from kdfm_ray.models.backbone import Output
 
 Forward = Callable[[Tensor], Output]
 Align = Callable[[Tensor], Tensor]  # probabilities float32 [u, k] -> the same, aligned
 StrongViews = Callable[[Tensor], Tensor]  # positions int64 [m] -> uint8 [m, c, h, w]
 Loss = Callable[[Tensor, Tensor], Tensor]
+Merge = Callable[..., Targets]  # merge_targets with a rule bound to it
 
 
 class StepOutput(NamedTuple):
@@ -62,6 +63,7 @@ def fixmatch_step(
     denom_x: float,
     denom_u: float,
     align: Align | None = None,
+    merge: Merge = merge_targets,
 ) -> StepOutput:
     """The update of FixMatch, with trusted labels merged in (KD-FixMatch, Heuristic 1).
 
@@ -83,12 +85,13 @@ def fixmatch_step(
         denom_x: global labeled images / workers.
         denom_u: global unlabeled images / workers, whatever the mask lets through.
         align: what is done to the probabilities of weak views before they become labels.
+        merge: ``merge_targets``, or the same with another rule than Heuristic 1.
     """
     with torch.no_grad():
         probs_u = forward(weak_u).logits.softmax(dim=1)
         if align is not None:
             probs_u = align(probs_u)
-    targets = merge_targets(probs_u, trusted_u, tau_inner=tau)
+    targets = merge(probs_u, trusted_u, tau_inner=tau)
 
     target_u, mask_u = targets.target, targets.mask
     if callable(strong_u):

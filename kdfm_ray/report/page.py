@@ -287,8 +287,8 @@ def _clusters(report: Mapping[str, Any]) -> str:
     override = report.get("overridden")
     if override:
         facts.append(
-            f"At its end the second network overrides {override['count']:,} of "
-            f"{override['looked_at']:,} trusted labels that were looked at"
+            f"At its end the second network is confident of another class for "
+            f"{override['count']:,} of {override['looked_at']:,} trusted labels that were looked at"
             + (
                 f"; there the trusted label is right in {percent(override['trusted_right'])}, its "
                 f"own in {percent(override['own_right'])}."

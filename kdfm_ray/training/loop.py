@@ -6,7 +6,8 @@ from its saved state and ends with the same weights as one that was not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from kdfm_ray.checkpoints import Checkpoints
 from kdfm_ray.config import Config
 from kdfm_ray.data.streams import rng
 from kdfm_ray.method.align import Alignment, class_shares
-from kdfm_ray.method.fixmatch import Loss, StepOutput, fixmatch_step, supervised_step
+from kdfm_ray.method.fixmatch import Loss, Merge, StepOutput, fixmatch_step, supervised_step
 from kdfm_ray.method.losses import make_loss
+from kdfm_ray.method.merge import merge_targets
 from kdfm_ray.models.backbone import Network, Output
 from kdfm_ray.models.ema import Ema
 from kdfm_ray.models.numerics import Numerics
@@ -229,6 +231,7 @@ class Training:
         self._loss = _Loss(wrapped, config, role, runtime, numerics, self.alignment)
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self._random_layers = _has_dropout(network)
+        self._trusted_steps = round(config.inner.trust_until * train.steps)
         self._config = config
         self._dropout_stream = f"{role}/dropout/{runtime.rank}"
 
@@ -238,7 +241,11 @@ class Training:
             _reseed(self._config.seed, step, self._dropout_stream)
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * self._factor(step)
-        output = self._loss(self.batches.at(step))
+        batch = self.batches.at(step)
+        if step >= self._trusted_steps:  # labeled images keep theirs: it is true
+            trusted = batch.trusted_u.masked_fill(batch.counted_u, -1)
+            batch = replace(batch, trusted_u=trusted)
+        output = self._loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         output.loss.backward()
         self.optimizer.step()
@@ -300,6 +307,10 @@ class _Loss:
             q=inner.gce_q,
         )
         self._tau = inner.tau_inner if role == "inner" else config.fixmatch.tau
+        self._merge: Merge = merge_targets
+        if role == "inner":
+            rule, override = inner.merge, inner.tau_override
+            self._merge = partial(merge_targets, rule=rule, tau_override=override)
 
     def __call__(self, batch: Batch) -> StepOutput:
         if self._role == "baseline":
@@ -321,6 +332,7 @@ class _Loss:
             denom_x=self._denom_x,
             denom_u=self._denom_u,
             align=self._align,
+            merge=self._merge,
         )
 
     def _forward(self, images: Tensor) -> Output:

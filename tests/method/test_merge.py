@@ -46,3 +46,35 @@ def test_without_trusted_labels_it_is_fixmatch():
     assert torch.equal(got.target[sure], probs.argmax(1)[sure])
     assert not got.from_trusted.any()
     assert not got.override.any()
+
+
+#  own label 0 with confidence 0.97, trusted label 1; the same with 0.99; agreed; unsure
+OF_RULES = ([[0.97, 0.03], [0.99, 0.01], [0.99, 0.01], [0.6, 0.4]], [1, 1, 0, 1])
+RULES = {
+    "own_first": (0.95, [0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 1], [1, 1, 0, 0]),
+    "own_first, margin": (0.98, [1, 0, 0, 1], [1, 1, 1, 1], [1, 0, 0, 1], [0, 1, 0, 0]),
+    "trusted_first": (None, [1, 1, 0, 1], [1, 1, 1, 1], [1, 1, 0, 1], [0, 0, 0, 0]),
+    "agreement": (None, [None, None, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_where_the_labels_differ(name):
+    tau_override, target, mask, from_trusted, override = RULES[name]
+    probs, trusted = (torch.tensor(values) for values in OF_RULES)
+    rule = name.partition(",")[0]
+    got = merge_targets(probs, trusted, tau_inner=0.95, rule=rule, tau_override=tau_override)
+    assert got.mask.tolist() == [bool(value) for value in mask]
+    kept = [k for k, value in zip(got.target.tolist(), mask, strict=True) if value]
+    assert kept == [k for k in target if k is not None]
+    assert got.from_trusted.tolist() == [bool(value) for value in from_trusted]
+    assert got.override.tolist() == [bool(value) for value in override]
+
+
+@pytest.mark.parametrize("rule", ["own_first", "trusted_first", "agreement"])
+def test_without_trusted_labels_all_rules_are_one(rule):
+    probs = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)).mul(4).softmax(1)
+    nothing = torch.full((200,), -1)
+    got = merge_targets(probs, nothing, tau_inner=0.9, rule=rule)
+    fixmatch = merge_targets(probs, nothing, tau_inner=0.9)
+    assert all(torch.equal(a, b) for a, b in zip(got, fixmatch, strict=True))

@@ -174,6 +174,30 @@ def test_masked_strong_views_train_the_same_network_without_batch_norm():
     assert 0 < whole.metrics[0]["mask_rate"] < 1
 
 
+def test_trusted_labels_count_for_a_share_of_the_updates_and_rules_of_merging_matter():
+    def figures(role="inner", **inner):
+        config = make_config(steps=6, log_every=1, eval_every=6)
+        changed = config.inner.model_copy(update={"tau_inner": 0.6} | inner)
+        lines = train(config.model_copy(update={"inner": changed}), role).metrics
+        lines = [line for line in lines if "loss" in line]
+        return {
+            name: [line[name] for line in lines]
+            for name in ("loss", "trusted_rate", "override_rate")
+        }
+
+    whole, half = figures(), figures(trust_until=0.5)
+    assert half["loss"][:3] == whole["loss"][:3]
+    assert max(half["trusted_rate"][:3]) > 0
+    assert max(whole["trusted_rate"][3:]) > 0
+    assert max(whole["override_rate"]) > 0
+    assert half["trusted_rate"][3:] == half["override_rate"][3:] == [0.0] * 3
+    for merge in ("trusted_first", "agreement"):
+        others = figures(merge=merge)
+        assert max(others["override_rate"]) == 0, merge
+        assert others["loss"] != whole["loss"], merge
+        assert figures("outer", merge=merge) == figures("outer"), "it has no trusted labels"
+
+
 # Written by the loop on the first day it was right (torch 2.14.1, float32, 1 thread); a change
 # that claims to change no maths leaves them as they are. The tolerance is for other CPUs, which
 # sum in another order: with 2 threads the outer network's differ by up to 1.3e-3.
