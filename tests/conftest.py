@@ -9,6 +9,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+# Ray runs workers at nice 15, where those of the other test process would get little of a CPU.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 CHECKED = [
     "kdfm_ray.data",
