@@ -297,7 +297,7 @@ class _Stages:
             aligned=self.config.fixmatch.align != "none",
         )
         for text in [*map(str, self.prepared.choices), *lines]:
-            self.emit({"stage": "", "note": text})
+            self.emit({"stage": "", "note": text, "of": "data"})
         if self.prepared.found.warning:  # now, and not when the numerics have been measured
             self.emit({"stage": "data", "warning": self.prepared.found.warning})
 

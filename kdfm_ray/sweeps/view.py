@@ -83,7 +83,9 @@ class SweepView:
             job, stage = event.get("trial", ""), event.get("stage", "")
             if "warning" in event:
                 self.once(f"warning: {TITLES.get(stage, stage)}: {event['warning']}")
-            if "note" in event:
+            if event.get("of") == "data":  # the same of all trials with one split
+                self.once(event["note"])
+            elif "note" in event:
                 self.line(f"{job}: {event['note']}" if job else event["note"])
             if job not in self._now or stage not in TITLES:
                 return
