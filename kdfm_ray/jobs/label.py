@@ -281,7 +281,9 @@ def actor_resources(session: Session, gpus_per_actor: float) -> dict[str, Any]:
     """
     where = {"scheduling_strategy": "SPREAD"}
     if session.use_gpu:
-        return {"num_gpus": gpus_per_actor} | where
+        # No CPU: Ray Data 2.60 would have each actor ask for one, and those that share a GPU of a
+        # node with few CPUs would wait for each other.
+        return {"num_gpus": gpus_per_actor, "num_cpus": 0} | where
     return {"num_cpus": session.cpus_to_ask(session.cpus_per_worker)} | where
 
 
