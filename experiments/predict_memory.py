@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -106,8 +105,13 @@ def predict(run: Path, images: Path, workers: int) -> dict[str, float]:
 
 
 def peak() -> int:
-    """The most memory that this process had so far, MiB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB)
+    """The most memory that this program had so far, MiB.
+
+    Not getrusage's: that is of the process, which was a copy of its parent before.
+    """
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return round(int(line.split()[1]) / MIB)
 
 
 if __name__ == "__main__":
