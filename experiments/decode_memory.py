@@ -5,7 +5,7 @@
 makes 200 JPEGs and links them to 100,000 names in a temporary folder, has the data stage list,
 decode and split them with each number of workers, and prints the most memory that the processes
 took together, sampled once a second: USS (theirs alone) and PSS (with their part of what they
-share). Takes 7 minutes on 2 cores, and 3 GB of disk, mostly for what is decoded.
+share). Takes 7 minutes on 2 cores, and 5 GB of disk, mostly for what is decoded.
 Result: 997 MiB (USS) at most in one process, 1,669 MiB in all with two workers.
 """
 

@@ -7,8 +7,8 @@ A network is trained for some updates on scikit-learn's digits. Then folders wit
 process of its own. Memory is the most that this process had (resident set): with its programs
 imported, with the names listed, and at its end. With --workers 1 it is the driver's alone. The
 driver keeps each name twice (as written, and as an absolute path), so it has to grow somewhat.
-Result: 1,074, 1,048 and 1,078 MiB at most for 2,000, 20,000 and 100,000 images in one process, of which
-programs 733 and names 3, 14 and 58.
+Result: 1,074, 1,048 and 1,078 MiB at most for 2,000, 20,000 and 100,000 images in one process, of
+which programs 733 and names 3, 14 and 58.
 """
 
 from __future__ import annotations

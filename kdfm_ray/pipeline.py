@@ -318,6 +318,10 @@ class _Stages:
                 self.emit({"stage": "data", "warning": text})
             return known
         choice, record = measured_numerics(self.session, self.store, self.config, self.prepared)
+        if not record["measured"]:
+            how = "nothing else is fit here: bfloat16 would be emulated"
+            self.how_numerics = {"choice": str(choice), "how": how}
+            return choice
         how = "remembered from an earlier measurement" if record["reused"] else "measured"
         self.how_numerics = {"choice": str(choice), "how": how, "measured": record["measured"]}
         return choice

@@ -20,15 +20,23 @@ VERSION = 1
 
 
 def measured_numerics(
-    session: Session, store: Store, config: Config, prepared: Prepared
+    session: Session, store: Store, config: Config, prepared: Prepared, *, timed: bool = False
 ) -> tuple[Numerics, dict[str, Any]]:
     """The fastest numerics that the config allows, on a worker of this session.
 
     A measurement is kept per (machine, network, shape of an update), so that runs on one machine
     agree although timings are noisy.
 
+    Args:
+        session: where to measure.
+        store: keeps the measurement.
+        config: the run's.
+        prepared: its images.
+        timed: measure also what is alone, for its speed.
+
     Returns:
-        The choice, and how it came about: ``seconds`` of an update per candidate, ``reused``.
+        The choice, and how it came about: ``measured``, ``seconds`` of an update per candidate
+        (empty where there is one alone, as bfloat16 is none on CPUs that emulate it), ``reused``.
     """
     record = session.call(
         _find_or_measure,
@@ -37,6 +45,7 @@ def measured_numerics(
         prepared.facts,
         session.use_gpu,
         session.cpus_per_worker,
+        timed,
         gpu=True,
     )
     return Numerics(**record["choice"]), record
@@ -56,7 +65,12 @@ def _computes_bf16(use_gpu: bool) -> bool:
 
 
 def _find_or_measure(
-    store_root: str, config: Config, facts: dict[str, Any], use_gpu: bool, threads: int
+    store_root: str,
+    config: Config,
+    facts: dict[str, Any],
+    use_gpu: bool,
+    threads: int,
+    timed: bool,
 ) -> dict[str, Any]:
     import torch
 
@@ -66,6 +80,8 @@ def _find_or_measure(
     store = Store(store_root)
     device = torch.device("cuda" if use_gpu else "cpu")
     choices = candidates(config.train, device)
+    if len(choices) == 1 and not timed:
+        return {"choice": asdict(choices[0]), "measured": [], "reused": False}
     workers = max(1, config.scale.num_workers)
     height, width, channels = facts["image_shape"]
     batch_x = -(-config.train.batch_size // workers)

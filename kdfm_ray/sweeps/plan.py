@@ -179,7 +179,7 @@ def _seconds_of_update(each: Planned, store: Store, session: Session, slots: Slo
     )
     config = each.trial.config.model_copy(update={"train": train, "scale": scale})
     share = dataclasses.replace(session, scale=scale)
-    _, record = measured_numerics(share, store, config, each.prepared)
+    _, record = measured_numerics(share, store, config, each.prepared, timed=True)
     seconds: float = record["measured"][0]["seconds"]
     return seconds
 

@@ -319,6 +319,10 @@ def test_precision_and_layout_are_measured_once_and_kept(cluster, first):
     assert record["measured"][0]["numerics"] == str(choice)
     assert len(record["measured"]) > 1
     assert measured_numerics(cluster, store, free, prepared)[1]["reused"]
+    alone, record = measured_numerics(cluster, store, config, prepared)  # which pins both
+    assert (str(alone), record["measured"]) == ("fp32 channels_last", [])
+    _, record = measured_numerics(cluster, store, config, prepared, timed=True)
+    assert [row["numerics"] for row in record["measured"]] == ["fp32 channels_last"]
     larger = free.model_copy(update={"fixmatch": free.fixmatch.model_copy(update={"mu": 3})})
     assert not measured_numerics(cluster, store, larger, prepared)[1]["reused"]
     # This run was begun in float32, so float32 it stays, whatever is faster here today.
