@@ -6,14 +6,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: demo test soak evidence lint types format clean
+.PHONY: demo test long soak evidence lint types format clean
 
 demo: $(STAMP)  ## the main job on scikit-learn's digits, in a fresh store
 	@rm -rf $(DEMO)
 	@$(BIN)/kdfm train digits --out $(DEMO) --store $(DEMO)/store
 
-test: $(STAMP) lint types  ## everything that CI checks
+test: $(STAMP) lint types  ## lint, types and all tests but the longest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+long: $(STAMP)  ## the tests that take longest: several workers, killed drivers, runs of minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long
 
 soak: $(STAMP)  ## kill runs at random moments of all stages, and a cluster by ssh; over half an hour
 	$(BIN)/python -m pytest tests/faults tests/cluster -m soak -s

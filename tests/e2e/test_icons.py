@@ -16,7 +16,7 @@ from kdfm_ray.data.inputs import read_image
 from kdfm_ray.jobs import train as train_job
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(not icons.THEME.is_dir(), reason="apt-get install oxygen-icon-theme"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),

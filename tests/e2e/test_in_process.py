@@ -34,7 +34,18 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("name", ["cifar10", "svhn", "cifar100", "food101"])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("cifar10", marks=LONG),
+        pytest.param("svhn", marks=LONG),
+        pytest.param("cifar100", marks=LONG),
+        "food101",
+    ],
+)
 def test_the_papers_presets_on_fake_data(tmp_path, monkeypatch, name):
     """The preset as it stands, but for its size and for weights, which come from a file."""
     write_fake(name, tmp_path / "data", monkeypatch)

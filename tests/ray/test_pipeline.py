@@ -147,6 +147,7 @@ def test_every_unlabeled_image_is_labeled_once(first):
     assert np.array_equal(probs.argmax(1), rows["pseudo_label"].to_numpy())
 
 
+@pytest.mark.long
 def test_labels_from_one_and_from_three_actors_are_equal(cluster, first):
     _, config, root = first
     again = run(config, ignore)
@@ -239,6 +240,7 @@ def test_workers_stay_between_trainings_while_others_label(cluster, first):
     assert np.array_equal(beside.take(every), by_worker.take(every))
 
 
+@pytest.mark.long
 def test_workers_that_die_while_they_are_called(cluster, first, tmp_path):
     """They are started again and called again; gone for good, others do their work."""
     _, config, root = first
@@ -337,6 +339,7 @@ def test_a_finished_run_does_nothing_again(first):
     assert again.reused == ["data", "baseline", "outer", "label", "select", "inner", "evaluate"]
 
 
+@pytest.mark.long
 def test_another_threshold_reuses_the_outer_network(first):
     _, config, _ = first
     other = config.model_copy(
@@ -362,6 +365,7 @@ def test_an_empty_trusted_subset_keeps_the_outer_network(first):
     assert "outer" in again.reused
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("init", ["outer"])
 def test_two_workers_and_an_inner_network_that_starts_from_the_outer(first, init):
     _, config, _ = first

@@ -175,6 +175,7 @@ def test_trials_that_can_never_fit_are_refused_at_once(cluster, tmp_path, worker
     assert count(tmp_path / "store", "outer") == 0
 
 
+@pytest.mark.long
 def test_asha_stops_who_is_behind_and_the_next_one_starts(cluster, first, tmp_path):
     """One at a time, after one that is recorded with accuracies that nobody reaches."""
     folder, *_ = first
@@ -199,6 +200,7 @@ def test_asha_stops_who_is_behind_and_the_next_one_starts(cluster, first, tmp_pa
     assert count(folder / "store", "outer") == 2  # none was trained for it
 
 
+@pytest.mark.long
 def test_a_sweep_goes_on_where_its_driver_was_killed(cluster, first, tmp_path):
     folder, *_ = first
     places = ["--out", str(tmp_path / "out"), "--store", str(folder / "store")]

@@ -237,8 +237,9 @@ def free_port():
     ("world", "changes"),
     [
         (2, {}),
-        (3, {}),
-        (3, {"strong_views": "masked"}),  # workers pass different numbers of strong views
+        pytest.param(3, {}, marks=pytest.mark.long),
+        # Workers pass different numbers of strong views,
+        pytest.param(3, {"strong_views": "masked"}, marks=pytest.mark.long),
         (2, {"strong_views": "masked", "tau": 1.0}),  # and some none at all
     ],
 )

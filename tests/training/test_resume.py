@@ -250,7 +250,7 @@ def _worker(rank, world, port, folder, stop):
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_number_of_workers_goes_on_with_the_same_global_batches(tmp_path):
     """2, then 1, then 3 workers, on a network without batch norm."""
     mp.spawn(_worker, (2, free_port(), str(tmp_path), 2), nprocs=2)
@@ -271,7 +271,7 @@ def test_another_number_of_workers_goes_on_with_the_same_global_batches(tmp_path
             assert line.get(name) == pytest.approx(expected.get(name), abs=1e-4), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_with_their_own_batch_norm_go_on_exactly(tmp_path):
     """Their running statistics differ; each gets its own back."""
     results = []
