@@ -452,8 +452,9 @@ def recipes_cpu() -> Sweep:
     Fashion-MNIST at 16 pixels. Chosen by validation accuracy, on seeds that ``evidence`` does not
     use.
 
-    Cost: not measured
-    Result: not measured
+    Cost: about 35 minutes on 2 CPU cores for each number of labels
+    Result: 100 labels: none above FixMatch of as many updates; starting from the outer weights
+    gains about a point over the paper's fresh start. 40 labels: not measured
     """
     small = _small()
     data = small.data.model_copy(update={"num_val": 5000})
@@ -468,6 +469,7 @@ def recipes_cpu() -> Sweep:
             {"inner.init": "outer"},
             {"inner.init": "outer", "inner.loss": "sce"},
             {"inner.init": "outer"} | short,
+            {"inner.init": "outer", "inner.loss": "sce"} | short,
             {"inner.init": "outer", "inner.merge": "agreement"},
             {"inner.init": "outer", "select.clusterer": "none"},
         ),
