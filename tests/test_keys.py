@@ -51,10 +51,7 @@ STAGES = ("baseline", "outer", "labels", "trusted", "inner", "evaluation")
         ({"inner__tau_inner": 0.9}, STAGES[4:]),
         ({"inner__loss": "sce"}, STAGES[4:]),
         ({"inner__init": "outer"}, STAGES[4:]),
-        (
-            {"inner__merge": "own_first", "inner__trust_until": 1.0},
-            (),
-        ),  # as before there were rules
+        ({"inner__merge": "own_first", "inner__trust_until": 1.0}, ()),  # as before any rules
         ({"inner__merge": "agreement"}, STAGES[4:]),
         ({"inner__tau_override": 0.99}, STAGES[4:]),
         ({"inner__trust_until": 0.5}, STAGES[4:]),

@@ -1,5 +1,4 @@
-"""Which label each unlabeled image is trained with: the paper's Heuristic 1 (arXiv 2309.05826),
-and other rules.
+"""Which label each unlabeled image is trained with: Heuristic 1 (arXiv 2309.05826), and others.
 
 Legend: n images, k classes.
 """
@@ -21,7 +20,7 @@ class Targets(NamedTuple):
     Attributes:
         target: the class to train towards; 0 where the mask is off.
         mask: whether the image gives a loss at all.
-        from_trusted: the target is the trusted label (the network itself was not confident).
+        from_trusted: the target is the trusted label, and the network's own does not count.
         override: the network's own label took the place of another, trusted one.
     """
 
@@ -63,14 +62,13 @@ def merge_targets(
     trusted = trusted_label >= 0
     differs = confident & trusted & (own_label != trusted_label)
 
-    override = differs if rule == "own_first" else torch.zeros_like(differs)
+    nowhere = torch.zeros_like(differs)
+    dropped = differs if rule == "agreement" else nowhere
+    override = differs if rule == "own_first" else nowhere
     if tau_override is not None:
         override = override & (confidence >= tau_override)
     own_counts = confident & (~differs | override)
-    from_trusted = trusted & ~own_counts
-    mask = own_counts | from_trusted
-    if rule == "agreement":
-        mask, from_trusted = mask & ~differs, from_trusted & ~differs
+    from_trusted = trusted & ~own_counts & ~dropped
 
-    target = torch.where(own_counts, own_label, trusted_label.clamp(min=0))
-    return Targets(target, mask, from_trusted, override)
+    target = torch.where(own_counts, own_label, trusted_label * from_trusted)
+    return Targets(target, own_counts | from_trusted, from_trusted, override)

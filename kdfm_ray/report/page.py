@@ -197,7 +197,7 @@ def _training(lines: Sequence[Mapping[str, Any]]) -> str:
             inner,
             "Trusted labels in use",
             "trusted_rate",
-            "Images trained with their trusted label, the network itself not being confident.",
+            "Images trained with their trusted label, where the network's own does not count.",
             percent=True,
             from_zero=True,
         ),
