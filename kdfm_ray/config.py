@@ -221,6 +221,11 @@ class FixMatchConfig(Section):
         description="distribution alignment: pseudo labels in the proportions of the labeled "
         "images, or of equal classes; for images whose classes are not equally many",
     )
+    thresholds: Literal["fixed", "adaptive"] = Field(
+        "fixed",
+        description="adaptive: FreeMatch's, which rise with the network's confidence and are lower "
+        "for classes that it predicts less; tau and tau_inner are then the most they can be",
+    )
 
 
 class AugmentConfig(Section):
@@ -428,7 +433,7 @@ NOT_IN_HASH: Any = {
 CAME_LATER: dict[str, dict[str, Any]] = {
     "": {"equal_compute": False},
     "data": {"max_pixels": 64_000_000},
-    "fixmatch": {"align": "none"},
+    "fixmatch": {"align": "none", "thresholds": "fixed"},
     "select": {"max_per_class": None, "spread_neighbors": 15, "spread_alpha": 0.99},
     "inner": {"steps": None, "merge": "own_first", "tau_override": None, "trust_until": 1.0},
 }

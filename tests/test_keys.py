@@ -44,6 +44,8 @@ STAGES = ("baseline", "outer", "labels", "trusted", "inner", "evaluation")
         ({"fixmatch__tau": 0.9}, STAGES[1:]),
         ({"fixmatch__strong_views": "masked"}, STAGES[1:]),
         ({"fixmatch__align": "labeled"}, STAGES[1:]),
+        ({"fixmatch__thresholds": "fixed"}, ()),
+        ({"fixmatch__thresholds": "adaptive"}, STAGES[1:]),
         ({"select__max_per_class": 50}, STAGES[3:]),
         ({"augment__cutout": 0.3}, STAGES[1:]),
         ({"select__tau_select": 0.7}, STAGES[3:]),

@@ -22,6 +22,7 @@ from kdfm_ray.models.backbone import Output
 
 Forward = Callable[[Tensor], Output]
 Align = Callable[[Tensor], Tensor]  # probabilities float32 [u, k] -> the same, aligned
+Threshold = Callable[[Tensor], Tensor]  # probabilities float32 [u, k] -> threshold of each image
 StrongViews = Callable[[Tensor], Tensor]  # positions int64 [m] -> uint8 [m, c, h, w]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Merge = Callable[..., Targets]  # merge_targets with a rule bound to it
@@ -57,7 +58,7 @@ def fixmatch_step(
     truth_u: Int[Tensor, " u"],
     counted_u: Bool[Tensor, " u"],
     *,
-    tau: float,
+    tau: float | Threshold,
     lambda_u: float,
     unlabeled_loss: Loss,
     denom_x: float,
@@ -79,7 +80,8 @@ def fixmatch_step(
         trusted_u: their trusted labels, -1 where there is none (everywhere for plain FixMatch).
         truth_u: true classes for reports only, -1 where unknown.
         counted_u: images that have no label of their own, and so count in trusted figures.
-        tau: confidence from which the network's own label counts (tau, or tau_inner).
+        tau: confidence from which the network's own label counts (tau, or tau_inner); or a
+            function of the (aligned) probabilities that gives each image its own.
         lambda_u: weight of the unlabeled loss.
         unlabeled_loss: per-image loss of ``(logits, target)``.
         denom_x: global labeled images / workers.
@@ -91,7 +93,7 @@ def fixmatch_step(
         probs_u = forward(weak_u).logits.softmax(dim=1)
         if align is not None:
             probs_u = align(probs_u)
-    targets = merge(probs_u, trusted_u, tau_inner=tau)
+    targets = merge(probs_u, trusted_u, tau_inner=tau(probs_u) if callable(tau) else tau)
 
     target_u, mask_u = targets.target, targets.mask
     if callable(strong_u):

@@ -34,7 +34,7 @@ def merge_targets(
     probs: Float[Tensor, "n k"],
     trusted_label: Int64[Tensor, " n"],
     *,
-    tau_inner: float,
+    tau_inner: float | Float[Tensor, " n"],
     rule: Rule = "own_first",
     tau_override: float | None = None,
 ) -> Targets:
@@ -52,7 +52,7 @@ def merge_targets(
     Args:
         probs: softmax output on the weak views, without gradient.
         trusted_label: class number, or -1 where the image is not trusted.
-        tau_inner: confidence threshold, a fraction.
+        tau_inner: confidence threshold, a fraction; one for all images, or one for each.
         rule: whose label counts where both are there and differ.
         tau_override: confidence threshold of ``own_first`` for images whose trusted label is
             another; ``None``: ``tau_inner``.

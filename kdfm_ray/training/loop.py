@@ -17,9 +17,17 @@ from kdfm_ray.checkpoints import Checkpoints
 from kdfm_ray.config import Config
 from kdfm_ray.data.streams import rng
 from kdfm_ray.method.align import Alignment, class_shares
-from kdfm_ray.method.fixmatch import Loss, Merge, StepOutput, fixmatch_step, supervised_step
+from kdfm_ray.method.fixmatch import (
+    Loss,
+    Merge,
+    StepOutput,
+    Threshold,
+    fixmatch_step,
+    supervised_step,
+)
 from kdfm_ray.method.losses import make_loss
 from kdfm_ray.method.merge import merge_targets
+from kdfm_ray.method.thresholds import Thresholds
 from kdfm_ray.models.backbone import Network, Output
 from kdfm_ray.models.ema import Ema
 from kdfm_ray.models.numerics import Numerics
@@ -136,7 +144,7 @@ def _resume(training: Training, meter: Meter, saver: Saver, runtime: Runtime) ->
             training.network,
             training.ema.network,
             training.optimizer,
-            training.alignment,
+            training.labeling,
             runtime,
         )
         meter.restore(state.facts, state.step)
@@ -158,7 +166,7 @@ def _save(
             training.network,
             training.ema.network,
             training.optimizer,
-            training.alignment,
+            training.labeling,
             facts,
             runtime,
         )
@@ -199,7 +207,8 @@ class Training:
         ema: its moving average.
         optimizer: over its weights.
         batches: of every step.
-        alignment: of pseudo labels; does nothing, and has no state, where it is off.
+        labeling: what makes pseudo labels of probabilities and keeps a state: ``alignment``, which
+            does nothing where it is off, and ``thresholds``, if they adapt.
     """
 
     def __init__(
@@ -227,8 +236,8 @@ class Training:
             layer_decay=train.layer_decay,
         )
         self.batches = Batches(data, config, role, runtime)
-        self.alignment = _make_alignment(network, data, config, role, runtime)
-        self._loss = _Loss(wrapped, config, role, runtime, numerics, self.alignment)
+        self.labeling = _make_labeling(network, data, config, role, runtime)
+        self._loss = _Loss(wrapped, config, role, runtime, numerics, self.labeling)
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self._random_layers = _has_dropout(network)
         self._trusted_steps = round(config.inner.trust_until * train.steps)
@@ -291,9 +300,9 @@ class _Loss:
         role: Role,
         runtime: Runtime,
         numerics: Numerics,
-        alignment: nn.Module,
+        labeling: nn.ModuleDict,
     ) -> None:
-        self._align = alignment
+        self._align = labeling["alignment"]
         self._wrapped, self._config, self._role = wrapped, config, role
         self._device, self._numerics = runtime.device, numerics
         # A mean over the global batch: DDP divides by the number of workers, so we do not.
@@ -306,7 +315,9 @@ class _Loss:
             beta=inner.sce_beta,
             q=inner.gce_q,
         )
-        self._tau = inner.tau_inner if role == "inner" else config.fixmatch.tau
+        self._tau: float | Threshold = _largest_threshold(config, role)
+        if "thresholds" in labeling:
+            self._tau = labeling["thresholds"]
         self._merge: Merge = merge_targets
         if role == "inner":
             rule, override = inner.merge, inner.tau_override
@@ -340,6 +351,21 @@ class _Loss:
         # pass without a graph has cast into the pass that needs their gradient.
         with self._numerics.autocast(self._device):
             return self._wrapped(images)
+
+
+def _largest_threshold(config: Config, role: Role) -> float:
+    return config.inner.tau_inner if role == "inner" else config.fixmatch.tau
+
+
+def _make_labeling(
+    network: Network, data: TrainingData, config: Config, role: Role, runtime: Runtime
+) -> nn.ModuleDict:
+    parts = nn.ModuleDict({"alignment": _make_alignment(network, data, config, role, runtime)})
+    if config.fixmatch.thresholds == "adaptive" and role != "baseline":
+        most = _largest_threshold(config, role)
+        thresholds = Thresholds(network.spec.num_classes, most, runtime.sum_over_workers)
+        parts["thresholds"] = thresholds.to(runtime.device)
+    return parts
 
 
 def _make_alignment(

@@ -33,7 +33,7 @@ class State:
     Attributes:
         step: finished updates.
         tensors: ``network.*``, ``ema.*``, ``optimizer.NUMBER.NAME``, ``alignment.*`` where pseudo
-            labels are aligned, and ``buffers`` float32
+            labels are aligned, ``thresholds.*`` where these adapt, and ``buffers`` float32
             ``[workers, n]``, the floating-point buffers of both networks in their order.
         facts: JSON of whoever else has something to keep.
     """
@@ -67,7 +67,7 @@ def copy_state(
     network: Network,
     ema: Network,
     optimizer: torch.optim.Optimizer,
-    alignment: nn.Module,
+    labeling: nn.Module,
     facts: dict[str, Any],
     runtime: Runtime,
 ) -> State | None:
@@ -83,7 +83,7 @@ def copy_state(
             for name, value in values.items()
             if isinstance(value, Tensor)
         }
-    tensors |= {f"alignment.{name}": value for name, value in alignment.state_dict().items()}
+    tensors |= labeling.state_dict()
     tensors["buffers"] = buffers
     return State(step, {name: _copy(value) for name, value in tensors.items()}, facts)
 
@@ -93,7 +93,7 @@ def restore_state(
     network: Network,
     ema: Network,
     optimizer: torch.optim.Optimizer,
-    alignment: nn.Module,
+    labeling: nn.Module,
     runtime: Runtime,
 ) -> None:
     """Put a state back, in place, on every worker.
@@ -104,7 +104,7 @@ def restore_state(
     try:
         network.load_state_dict(_below(state.tensors, "network."))
         ema.load_state_dict(_below(state.tensors, "ema."))
-        alignment.load_state_dict(_below(state.tensors, "alignment."))
+        labeling.load_state_dict(_of(state.tensors, labeling))
         _restore_optimizer(optimizer, _below(state.tensors, "optimizer."))
         rows = state.tensors["buffers"]
         mine = rows[runtime.rank] if len(rows) == runtime.world_size else rows.mean(dim=0)
@@ -132,6 +132,12 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def _of(tensors: dict[str, Tensor], parent: nn.Module) -> dict[str, Tensor]:
+    """Those whose names begin with that of one of its children."""
+    children = tuple(f"{name}." for name, _ in parent.named_children())
+    return {name: value for name, value in tensors.items() if name.startswith(children)}
 
 
 def _floating(*networks: nn.Module) -> list[Tensor]:

@@ -91,6 +91,7 @@ def test_stopped_after_any_update_and_resumed_it_is_the_same(checkpoints, stop):
         ("outer", {"train": {"optimizer": "adamw", "learning_rate": 0.001, "warmup_steps": 3}}),
         ("outer", {"train": {"momentum": 0.0, "ema_warmup": False}}),
         ("outer", {"fixmatch": {"align": "labeled"}}),
+        ("inner", {"fixmatch": {"align": "uniform", "thresholds": "adaptive"}}),
         ("inner", {"fixmatch": {"strong_views": "masked"}, "model": {"norm": "batch"}}),
     ],
 )
