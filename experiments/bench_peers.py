@@ -156,20 +156,28 @@ def _whole(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         part = f"labeled/{label}" if k < NUM_LABELED else "unlabeled"
         (folder / part).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / part / f"{k:05d}.png")
-    seconds: dict[str, list[float]] = {"peer": []} | {way: [] for way in arguments.strong_views}
+    ours = {
+        f"{way}, {workers} workers": (way, workers)
+        for way in arguments.strong_views
+        for workers in arguments.workers
+    }
+    seconds: dict[str, list[float]] = {"peer": []} | {name: [] for name in ours}
     for turn in range(arguments.whole_runs):
         started = time.perf_counter()
         _peer(arguments, images, arguments.whole, warmup=0)
         seconds["peer"].append(time.perf_counter() - started)
-        for way in arguments.strong_views:
-            seconds[way].append(_our_whole(arguments, folder, f"{way}{turn}", way))
+        for name, (way, workers) in ours.items():
+            place = f"{way}{workers}{turn}"
+            seconds[name].append(_our_whole(arguments, folder, place, way, workers))
         print(f"whole run {turn + 1}: {_last(seconds)}", file=sys.stderr)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    ratios = {way: round(medians[way] / medians["peer"], 3) for way in arguments.strong_views}
+    ratios = {name: round(medians[name] / medians["peer"], 3) for name in ours}
     return {"seconds": seconds, "ours_over_peer": ratios}
 
 
-def _our_whole(arguments: argparse.Namespace, folder: Path, name: str, strong_views: str) -> float:
+def _our_whole(
+    arguments: argparse.Namespace, folder: Path, name: str, strong_views: str, workers: int
+) -> float:
     started = time.perf_counter()
     subprocess.run(
         [
@@ -180,7 +188,7 @@ def _our_whole(arguments: argparse.Namespace, folder: Path, name: str, strong_vi
             *("--out", str(folder / f"run_{name}"), "--store", str(folder / f"store_{name}")),
             *("--model.name", arguments.model, "--train.steps", str(arguments.whole)),
             *("--train.batch-size", str(arguments.global_batch)),
-            *("--fixmatch.mu", str(arguments.mu), "--scale.num-workers", "1"),
+            *("--fixmatch.mu", str(arguments.mu), "--scale.num-workers", str(workers)),
             *("--scale.cpus-per-worker", str(arguments.threads)),
             *("--train.precision", arguments.precision),
             *("--train.memory-format", arguments.memory_format),
@@ -248,6 +256,13 @@ def _arguments() -> argparse.Namespace:
         choices=("all", "masked"),
         default=["all"],
         help="of our whole runs; both take turns",
+    )
+    parser.add_argument(
+        "--workers",
+        nargs="+",
+        type=int,
+        default=[1],
+        help="scale.num_workers of our whole runs: 1 trains in a worker of Ray, 0 without Ray",
     )
     parser.add_argument("--whole-runs", type=int, default=1)
     return parser.parse_args()
