@@ -161,7 +161,7 @@ def _whole(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for way in arguments.strong_views
         for workers in arguments.workers
     }
-    seconds: dict[str, list[float]] = {"peer": []} | {name: [] for name in ours}
+    seconds: dict[str, list[float]] = {name: [] for name in ("peer", *ours)}
     for turn in range(arguments.whole_runs):
         started = time.perf_counter()
         _peer(arguments, images, arguments.whole, warmup=0)

@@ -1,6 +1,7 @@
 """Does KD-FixMatch beat FixMatch of equal compute? Runs what is missing, prints what there is.
 
     python experiments/evidence.py --data-root DIR     (make evidence; DIR: Fashion-MNIST's files)
+    python experiments/evidence.py --processes 8       (without Ray; on one GPU, which they share)
     python experiments/evidence.py --table             (only prints)
 
 The sweep ``evidence`` is run two seeds at a time, so that whatever ends it loses little: finished
@@ -14,25 +15,29 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from experiments.sweeps import evidence
+from experiments.sweeps import EVIDENCE, evidence
 from kdfm_ray.api import sweep
-from kdfm_ray.sweeps.ledger import Cells
+from kdfm_ray.config import Config
+from kdfm_ray.pipeline import run
+from kdfm_ray.report.facts import versions
+from kdfm_ray.sweeps.ledger import Cells, Record
 from kdfm_ray.sweeps.results import Spread, spread
 from kdfm_ray.sweeps.space import Grid, Sweep, Trial, grid, make_trials
+from kdfm_ray.sweeps.trial import row_of
+from kdfm_ray.types import Event
 
-LABELS, CLUSTERER, LOSS = "data.num_labels", "select.clusterer", "inner.loss"
+LABELS = "data.num_labels"
+# Of the paper's recipe come the networks that all recipes are compared with.
 METHODS = {
-    "labeled-only": ("labeled_only_test_accuracy", {CLUSTERER: "dec", LOSS: "ce"}),
-    "FixMatch, T updates": ("outer_test_accuracy", {CLUSTERER: "dec", LOSS: "ce"}),
-    "FixMatch, 2 T updates": ("longer_test_accuracy", {CLUSTERER: "dec", LOSS: "ce"}),
-    "KD-FixMatch, CE": ("test_accuracy", {CLUSTERER: "dec", LOSS: "ce"}),
-    "KD-FixMatch, SCE": ("test_accuracy", {CLUSTERER: "dec", LOSS: "sce"}),
-    "KD-FixMatch, CE, no clusters": ("test_accuracy", {CLUSTERER: "none", LOSS: "ce"}),
-    "KD-FixMatch, SCE, no clusters": ("test_accuracy", {CLUSTERER: "none", LOSS: "sce"}),
-}
+    "labeled-only": ("labeled_only_test_accuracy", EVIDENCE["KD-FixMatch, CE"]),
+    "FixMatch, T updates": ("outer_test_accuracy", EVIDENCE["KD-FixMatch, CE"]),
+    "FixMatch, 2 T updates": ("longer_test_accuracy", EVIDENCE["KD-FixMatch, CE"]),
+} | {name: ("test_accuracy", case) for name, case in EVIDENCE.items()}
 TOGETHER = 2  # seeds, so that two cores have an outer network each
 RIVAL = "FixMatch, 2 T updates"
 
@@ -43,13 +48,13 @@ def main() -> None:
     whole = evidence()
     labels = arguments.labels or list(_values(whole))
     say_missing(whole, labels)
-    if not arguments.table:
+    if arguments.processes and not arguments.table:
+        train_here(whole, labels, arguments)
+    elif not arguments.table:
         for count in labels:
             for first in range(0, len(whole.seeds), TOGETHER):
                 seeds = whole.seeds[first : first + TOGETHER]
-                part = whole.changed(
-                    space=whole.space | {LABELS: grid(count)}, seeds=seeds, results=whole.results
-                )
+                part = part_of(whole, count, seeds)
                 if any(missing(part)):
                     named = "-".join(map(str, seeds))
                     sweep(
@@ -58,9 +63,64 @@ def main() -> None:
                         store=str(arguments.out / "store"),
                         settings={"data.root": str(arguments.data_root)},
                     )
+    if not arguments.table:
         say_missing(whole, labels)
     for count in labels:
         print_table(whole, count)
+
+
+def part_of(whole: Sweep, count: int, seeds: Sequence[int]) -> Sweep:
+    """The trials of one number of labels and some seeds, which are recorded as those of all."""
+    space = whole.space | {LABELS: grid(count)}
+    return whole.changed(space=space, seeds=tuple(seeds), results=whole.results)
+
+
+def train_here(whole: Sweep, labels: Sequence[int], arguments: argparse.Namespace) -> None:
+    """Train what is missing in processes without Ray, each with one seed and number of labels."""
+    parts = [part_of(whole, count, [seed]) for count in labels for seed in whole.seeds]
+    parts = [part for part in parts if any(missing(part))]
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # see jobs/session.py
+    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
+        for done in [pool.submit(_train_part, part, arguments) for part in parts]:
+            done.result()
+
+
+def _train_part(part: Sweep, arguments: argparse.Namespace) -> None:
+    """Run the trials of a part that are missing, and record each one when it is finished."""
+    cells = Cells(part.results, versions())
+    for trial in make_trials(part, part.settings()):
+        if cells.find(trial) is not None:
+            continue
+        curve: dict[int, float] = {}
+
+        def note(event: Event, curve: dict[int, float] = curve) -> None:
+            if event.get("stage") == "inner" and event.get("val_accuracy") is not None:
+                curve[event["step"]] = event["val_accuracy"]
+
+        finished = run(_here(trial.config, arguments), note)
+        record = Record(
+            status="finished",
+            curve=curve,
+            seconds=finished.seconds,
+            row=row_of(finished),
+            networks={str(role): key for role, key in finished.plan.before_labels.items()},
+            made=cells.made(trial),
+        )
+        cells.add(trial, record)
+        accuracy = 100 * record.row["val_accuracy"]
+        values = ", ".join(f"{name} = {value}" for name, value in trial.values.items())
+        print(
+            f"seed {trial.seed}, {values}: {accuracy:.2f} % validation, {finished.seconds:.0f} s",
+            flush=True,
+        )
+
+
+def _here(config: Config, arguments: argparse.Namespace) -> Config:
+    """The same run in this process, with the files where they are."""
+    data = config.data.model_copy(update={"root": arguments.data_root})
+    scale = config.scale.model_copy(update={"num_workers": 0, "cpus_per_worker": 1})
+    store = str(arguments.out / "store")
+    return config.model_copy(update={"data": data, "scale": scale, "store": store})
 
 
 def parse() -> argparse.Namespace:
@@ -68,6 +128,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--labels", type=int, nargs="+", help="numbers of labels; none: all")
     parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=0,
+        help="train without Ray in so many processes, which share the GPU where there is one",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"))
     root = os.environ.get("KDFM_DATA_ROOT", "/usr/share/datasets/fashion-mnist")
     parser.add_argument("--data-root", type=Path, default=Path(root))
@@ -83,7 +149,7 @@ def missing(part: Sweep) -> Iterable[Trial]:
 def say_missing(whole: Sweep, labels: Sequence[int]) -> None:
     """A line for each number of labels."""
     for count in labels:
-        part = whole.changed(space=whole.space | {LABELS: grid(count)}, results=whole.results)
+        part = part_of(whole, count, whole.seeds)
         trials = len(part.settings()) * len(part.seeds)
         left = list(missing(part))
         seeds = sorted({trial.seed for trial in left})
@@ -110,10 +176,7 @@ def print_table(whole: Sweep, count: int) -> None:
 
 
 def _by_seed(whole: Sweep, count: int, figure: str, values: dict[str, Any]) -> dict[int, float]:
-    part = whole.changed(
-        space={name: grid(value) for name, value in (values | {LABELS: count}).items()},
-        results=whole.results,
-    )
+    part = part_of(whole, count, whole.seeds).changed(cases=(values,), results=whole.results)
     cells = Cells(part.results, {})
     found = {trial.seed: cells.find(trial) for trial in make_trials(part, part.settings())}
     return {seed: cell["row"][figure] for seed, cell in found.items() if cell is not None}
