@@ -301,6 +301,11 @@ class SelectConfig(Section):
     spread_alpha: float = Field(
         0.99, gt=0, lt=1, description="spread: how far labels go; near 1: farther"
     )
+    align: Literal["none", "labeled", "uniform"] = Field(
+        "none",
+        description="pseudo labels of all unlabeled images in the proportions of the labeled ones, "
+        "or of equal classes, before any is chosen",
+    )
     max_per_class: int | None = Field(
         None,
         ge=1,
@@ -434,7 +439,12 @@ CAME_LATER: dict[str, dict[str, Any]] = {
     "": {"equal_compute": False},
     "data": {"max_pixels": 64_000_000},
     "fixmatch": {"align": "none", "thresholds": "fixed"},
-    "select": {"max_per_class": None, "spread_neighbors": 15, "spread_alpha": 0.99},
+    "select": {
+        "max_per_class": None,
+        "spread_neighbors": 15,
+        "spread_alpha": 0.99,
+        "align": "none",
+    },
     "inner": {"steps": None, "merge": "own_first", "tau_override": None, "trust_until": 1.0},
 }
 

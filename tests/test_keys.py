@@ -47,6 +47,8 @@ STAGES = ("baseline", "outer", "labels", "trusted", "inner", "evaluation")
         ({"fixmatch__thresholds": "fixed"}, ()),
         ({"fixmatch__thresholds": "adaptive"}, STAGES[1:]),
         ({"select__max_per_class": 50}, STAGES[3:]),
+        ({"select__align": "none"}, ()),
+        ({"select__align": "uniform"}, STAGES[3:]),
         ({"augment__cutout": 0.3}, STAGES[1:]),
         ({"select__tau_select": 0.7}, STAGES[3:]),
         ({"select__clusterer": "kmeans"}, STAGES[3:]),

@@ -1,6 +1,6 @@
 """The Parquet files of a labeling artifact, read one at a time; see ``label`` for their columns.
 
-Legend: n images, m of them, d embedding size.
+Legend: n images, m of them, d embedding size, k classes.
 """
 
 from __future__ import annotations
@@ -42,6 +42,13 @@ class LabelFiles:
             predicted[index] = table["pseudo_label"].to_numpy()
             confidence[index] = table["confidence"].to_numpy()
         return predicted, confidence
+
+    def probabilities(
+        self,
+    ) -> Iterator[tuple[Int64[np.ndarray, " m"], Float32[np.ndarray, "m k"]]]:
+        """Positions and class probabilities of one file after the other."""
+        for table in self._tables(["index", "probs"]):
+            yield table["index"].to_numpy(), _matrix(table["probs"])
 
     def take(self, index: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
         """Embeddings at positions, which ascend."""

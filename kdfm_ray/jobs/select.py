@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from kdfm_ray.jobs.label_files import LabelFiles
 from kdfm_ray.jobs.prepare import Prepared
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.store import Store
+from kdfm_ray.trust.balance import class_weights, relabel
 from kdfm_ray.types import Emit, UserError
 
 
@@ -75,6 +77,13 @@ def _select(
     truth = true_label[split.unlabeled_index]
     labeled = np.flatnonzero(np.isin(split.unlabeled_index, split.labeled_index))
     settings = config.select
+    weights: np.ndarray | None = None
+    if settings.align != "none":
+        classes = len(dataset.record()["classes"])
+        shares = np.full(classes, 1 / classes)
+        if settings.align == "labeled":
+            shares = np.bincount(truth[labeled], minlength=classes) / len(labeled)
+        predicted, confidence, weights = _in_proportion(rows, shares, settings.sample_size)
     try:
         selection = select_trusted(
             rows,
@@ -108,13 +117,33 @@ def _select(
             cluster=selection.cluster,
             cluster_to_class=selection.cluster_to_class,
         )
-        draft.write_record(selection.record | {"seconds": time.perf_counter() - started})
+        found: dict[str, Any] = {"seconds": time.perf_counter() - started}
+        if weights is not None:
+            found["class_weights"] = weights.tolist()
+        draft.write_record(selection.record | found)
+
+
+def _in_proportion(
+    rows: LabelFiles, shares: np.ndarray, sample_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels and confidence of all images so that classes have those shares, and the weights.
+
+    The weights are found on every so many-th image where there are more than ``sample_size``.
+    """
+    every = -(-len(rows) // sample_size)
+    sample = [probs[index % every == 0] for index, probs in rows.probabilities()]
+    weights = class_weights(np.concatenate(sample), shares)
+    predicted = np.empty(len(rows), np.int64)
+    confidence = np.empty(len(rows), np.float32)
+    for index, probs in rows.probabilities():
+        predicted[index], confidence[index] = relabel(probs, weights)
+    return predicted, confidence, weights
 
 
 def clusterer_options(settings: SelectConfig) -> dict[str, object]:
     """Settings of the clusterers: all of the section that is not an argument of its own."""
     named = {
         *("tau_select", "clusterer", "num_clusters", "labeled_weight", "sample_size"),
-        *("allowed_fall", "max_per_class"),
+        *("allowed_fall", "max_per_class", "align"),
     }
     return settings.model_dump(exclude=named)
