@@ -297,14 +297,31 @@ class SelectConfig(Section):
         None, ge=2, description="hdbscan: smallest cluster; none: images / 40 classes"
     )
     hdbscan_min_samples: int = Field(5, ge=1, description="hdbscan: neighbors of a core point")
-    spread_neighbors: int = Field(15, ge=1, description="spread: neighbors in the graph")
+    spread_neighbors: int = Field(
+        15, ge=1, description="spread, labels graph: neighbors in the graph"
+    )
     spread_alpha: float = Field(
         0.99, gt=0, lt=1, description="spread: how far labels go; near 1: farther"
     )
+    labels: Literal["network", "graph"] = Field(
+        "network",
+        description="whose labels: the outer network's of each image by itself, or those spread "
+        "over the graph of nearest neighbors, labeled images among them",
+    )
+    graph_alpha: float = Field(
+        0.95, ge=0, lt=1, description="labels graph: how much of a label comes from neighbors"
+    )
     align: Literal["none", "labeled", "uniform"] = Field(
         "none",
-        description="pseudo labels of all unlabeled images in the proportions of the labeled ones, "
-        "or of equal classes, before any is chosen",
+        description="labels of all unlabeled images in the proportions of the labeled ones, or of "
+        "equal classes, before any is chosen",
+    )
+    share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="trust at most this share of the unlabeled images, the most confident ones; "
+        "none: all that pass",
     )
     max_per_class: int | None = Field(
         None,
@@ -443,7 +460,10 @@ CAME_LATER: dict[str, dict[str, Any]] = {
         "max_per_class": None,
         "spread_neighbors": 15,
         "spread_alpha": 0.99,
+        "labels": "network",
+        "graph_alpha": 0.95,
         "align": "none",
+        "share": None,
     },
     "inner": {"steps": None, "merge": "own_first", "tau_override": None, "trust_until": 1.0},
 }

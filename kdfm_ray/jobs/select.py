@@ -14,8 +14,8 @@ from kdfm_ray.jobs.label_files import LabelFiles
 from kdfm_ray.jobs.prepare import Prepared
 from kdfm_ray.jobs.session import Session
 from kdfm_ray.store import Store
-from kdfm_ray.trust.balance import class_weights, relabel
-from kdfm_ray.types import Emit, UserError
+from kdfm_ray.trust.relabel import Relabeled, relabel_all
+from kdfm_ray.types import UNKNOWN, Emit, UserError
 
 
 def select(
@@ -77,19 +77,17 @@ def _select(
     truth = true_label[split.unlabeled_index]
     labeled = np.flatnonzero(np.isin(split.unlabeled_index, split.labeled_index))
     settings = config.select
-    weights: np.ndarray | None = None
-    if settings.align != "none":
-        classes = len(dataset.record()["classes"])
-        shares = np.full(classes, 1 / classes)
-        if settings.align == "labeled":
-            shares = np.bincount(truth[labeled], minlength=classes) / len(labeled)
-        predicted, confidence, weights = _in_proportion(rows, shares, settings.sample_size)
+    classes = len(dataset.record()["classes"])
+    relabeled = None
+    if settings.labels != "network" or settings.align != "none":
+        relabeled = _relabel(rows, settings, truth, labeled, classes, config.seed)
+        predicted, confidence = relabeled.predicted, relabeled.confidence
     try:
         selection = select_trusted(
             rows,
             predicted,
             confidence,
-            num_classes=len(dataset.record()["classes"]),
+            num_classes=classes,
             tau=settings.tau_select,
             clusterer=settings.clusterer,
             num_clusters=settings.num_clusters,
@@ -104,6 +102,7 @@ def _select(
             options=clusterer_options(settings),
             allowed_fall=settings.allowed_fall,
             max_per_class=settings.max_per_class,
+            share=settings.share,
             class_names=dataset.record()["classes"],
             emit=lambda event: emit({"stage": "select"} | event),
         )
@@ -118,32 +117,47 @@ def _select(
             cluster_to_class=selection.cluster_to_class,
         )
         found: dict[str, Any] = {"seconds": time.perf_counter() - started}
-        if weights is not None:
-            found["class_weights"] = weights.tolist()
+        if relabeled is not None:
+            found["relabeled"] = {
+                "source": settings.labels,
+                "class_weights": None if relabeled.weights is None else relabeled.weights.tolist(),
+                "fitted_on": relabeled.fitted_on,
+            }
         draft.write_record(selection.record | found)
 
 
-def _in_proportion(
-    rows: LabelFiles, shares: np.ndarray, sample_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels and confidence of all images so that classes have those shares, and the weights.
-
-    The weights are found on every so many-th image where there are more than ``sample_size``.
-    """
-    every = -(-len(rows) // sample_size)
-    sample = [probs[index % every == 0] for index, probs in rows.probabilities()]
-    weights = class_weights(np.concatenate(sample), shares)
-    predicted = np.empty(len(rows), np.int64)
-    confidence = np.empty(len(rows), np.float32)
-    for index, probs in rows.probabilities():
-        predicted[index], confidence[index] = relabel(probs, weights)
-    return predicted, confidence, weights
+def _relabel(
+    rows: LabelFiles,
+    settings: SelectConfig,
+    truth: np.ndarray,
+    labeled: np.ndarray,
+    classes: int,
+    seed: int,
+) -> Relabeled:
+    """Labels other than the network's own: of its neighbors, in proportion, or both."""
+    known = np.full(len(rows), UNKNOWN, np.int64)
+    known[labeled] = truth[labeled]
+    shares = None
+    if settings.align == "uniform":
+        shares = np.full(classes, 1 / classes)
+    elif settings.align == "labeled":
+        shares = np.bincount(truth[labeled], minlength=classes) / len(labeled)
+    return relabel_all(
+        rows,
+        source=settings.labels,
+        shares=shares,
+        known=known,
+        neighbors=settings.spread_neighbors,
+        alpha=settings.graph_alpha,
+        sample_size=settings.sample_size,
+        seed=seed,
+    )
 
 
 def clusterer_options(settings: SelectConfig) -> dict[str, object]:
     """Settings of the clusterers: all of the section that is not an argument of its own."""
     named = {
         *("tau_select", "clusterer", "num_clusters", "labeled_weight", "sample_size"),
-        *("allowed_fall", "max_per_class", "align"),
+        *("allowed_fall", "max_per_class", "labels", "graph_alpha", "align", "share"),
     }
     return settings.model_dump(exclude=named)

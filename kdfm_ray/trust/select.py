@@ -51,7 +51,8 @@ class Selection:
             a clusterer.
         cluster_to_class: class of each cluster; -1 for a cluster without images.
         record: fit for JSON. ``filters`` (``all``, ``confidence``, ``agreement``: see
-            ``Images.figures``; with ``max_per_class`` also ``before_quota``), ``nmi`` and ``ari``
+            ``Images.figures``; with ``max_per_class`` or ``share`` also ``before_quota``), ``nmi``
+            and ``ari``
             of clusters against pseudo labels (noise left out), ``agreement`` (matched, at DEC's
             ``start`` and at the ``end``), ``fallback`` (DEC's start was used), ``cluster_sizes``
             (labeled images among them), ``noise``, ``part_seconds``, ``warnings``, and the
@@ -85,6 +86,7 @@ def select_trusted(
     options: Mapping[str, Any] | None = None,
     allowed_fall: float = 0.0,
     max_per_class: int | None = None,
+    share: float | None = None,
     class_names: Sequence[str] | None = None,
     emit: Emit | None = None,
 ) -> Selection:
@@ -111,6 +113,8 @@ def select_trusted(
             that start is used in its place; 1 switches the comparison off.
         max_per_class: trust at most so many images of a class, the most confident (of equally
             confident ones the first); ``None`` for all.
+        share: trust at most this share of the unlabeled images, the most confident in the same
+            way; ``None`` for all.
         class_names: for the warnings; class numbers without it.
         emit: takes progress events.
 
@@ -158,6 +162,10 @@ def select_trusted(
     agreed = trusted
     if max_per_class is not None:
         trusted = _most_confident(images, agreed, max_per_class)
+    if share is not None:
+        most = max(1, round(share * int(images.unlabeled.sum())))
+        trusted = _first(images, trusted, most)
+    limited = max_per_class is not None or share is not None
 
     real = (cluster != NOISE) & images.unlabeled
     index = np.flatnonzero(trusted)
@@ -167,7 +175,7 @@ def select_trusted(
         "filters": {
             "all": images.figures(images.unlabeled),
             "confidence": images.figures(confident),
-            **({} if max_per_class is None else {"before_quota": images.figures(agreed)}),
+            **({"before_quota": images.figures(agreed)} if limited else {}),
             "agreement": images.figures(trusted),
         },
         "nmi": normalized_mutual_information(cluster[real], images.predicted[real]),
@@ -185,9 +193,16 @@ def _most_confident(
     """At most so many images of each class."""
     kept = np.zeros(len(among), bool)
     for number in range(images.num_classes):
-        members = np.flatnonzero(among & (images.predicted == number))
-        order = np.argsort(-images.confidence[members], kind="stable")
-        kept[members[order[:most]]] = True
+        kept |= _first(images, among & (images.predicted == number), most)
+    return kept
+
+
+def _first(images: Images, among: Bool[np.ndarray, " n"], most: int) -> Bool[np.ndarray, " n"]:
+    """At most so many images, the most confident ones."""
+    kept = np.zeros(len(among), bool)
+    members = np.flatnonzero(among)
+    order = np.argsort(-images.confidence[members], kind="stable")
+    kept[members[order[:most]]] = True
     return kept
 
 
