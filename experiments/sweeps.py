@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.paper import PRESETS as PAPER
-from kdfm_ray.config import Config, DataConfig, ModelConfig, Precision, TrainConfig
+from kdfm_ray.config import RECIPES, Config, DataConfig, ModelConfig, Precision, TrainConfig
 from kdfm_ray.sweeps.space import Asha, Sweep, grid
 
 RESULTS = Path(__file__).parent / "results"
@@ -418,11 +418,15 @@ def fashion_asha() -> Sweep:
     )
 
 
+# The recipe ``graph``, but for the updates of the outer network.
+GRAPH = {name: value for name, value in RECIPES["graph"].items() if name != "train.outer_share"}
+
 EVIDENCE: dict[str, dict[str, Any]] = {
     "KD-FixMatch, CE": {"select.clusterer": "dec", "inner.loss": "ce"},
     "KD-FixMatch, SCE": {"select.clusterer": "dec", "inner.loss": "sce"},
     "KD-FixMatch, CE, no clusters": {"select.clusterer": "none", "inner.loss": "ce"},
     "KD-FixMatch, SCE, no clusters": {"select.clusterer": "none", "inner.loss": "sce"},
+    "KD-FixMatch, recipe graph": GRAPH | {"train.steps": 300, "inner.steps": 900},
 }
 
 
@@ -483,19 +487,6 @@ def recipes_cpu() -> Sweep:
         seeds=(10, 11, 12),
         results=_results("recipes_cpu"),
     )
-
-
-# What looking at all images at once does for the labels, and what to do with better labels.
-GRAPH: dict[str, Any] = {
-    "select.labels": "graph",
-    "select.align": "labeled",
-    "select.clusterer": "none",
-    "select.tau_select": 0.0,
-    "select.share": 0.6,
-    "inner.init": "outer",
-    "inner.merge": "trusted_first",
-    "inner.loss": "sce",
-}
 
 
 def graph_cpu() -> Sweep:

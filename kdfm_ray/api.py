@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdfm_ray.checks import find_problems
-from kdfm_ray.config import Config, absolute_paths, default_values, parse_config
+from kdfm_ray.config import Config, absolute_paths, default_values, parse_config, set_recipe
 from kdfm_ray.types import Event, UserError
 
 if TYPE_CHECKING:
@@ -229,6 +229,8 @@ def train(
     given |= {name: value for name, value in named.items() if value is not None}
     if labeled is not None:
         given.setdefault("data.name", None)
+    if "recipe" in given:
+        set_recipe(values, given["recipe"])
     for name, value in given.items():
         _set(values, name, value)
     name = preset_name(preset) if preset else "run"
@@ -355,6 +357,8 @@ def sweep(
         found = preset
     values = found.base.model_dump(mode="json")
     own = {"seed": "seeds=", "out": "out=", "store": "store="}
+    if "recipe" in (settings or {}):
+        set_recipe(values, (settings or {})["recipe"])
     for name, value in (settings or {}).items():
         if name in own:
             raise UserError(f"settings: {name} is the sweep's own: give {own[name]}")

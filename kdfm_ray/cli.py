@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel
 
-from kdfm_ray.config import Config, flag_text, parse_config
+from kdfm_ray.config import Config, flag_text, parse_config, set_recipe
 from kdfm_ray.types import RunFailed, UserError
 
 USAGE = """\
@@ -325,6 +325,9 @@ def parse_flags(arguments: list[str], values: dict[str, Any]) -> list[str]:
     """
     import tyro
 
+    recipe = _recipe(arguments)
+    if recipe is not None:
+        set_recipe(values, recipe)
     flags = _flags_type(Config, values)
     parsed, unknown = tyro.cli(
         flags,
@@ -336,6 +339,16 @@ def parse_flags(arguments: list[str], values: dict[str, Any]) -> list[str]:
     )
     _overlay(values, Config, parsed)
     return _unknown_flags(unknown)
+
+
+def _recipe(arguments: list[str]) -> str | None:
+    """The recipe that is asked for: it changes what other flags are by default."""
+    for place, argument in enumerate(arguments):
+        if argument.startswith("--recipe="):
+            return argument.partition("=")[2]
+        if argument == "--recipe" and place + 1 < len(arguments):
+            return arguments[place + 1]
+    return None
 
 
 def _flags_type(model: type[BaseModel], values: dict[str, Any]) -> Any:

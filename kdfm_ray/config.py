@@ -162,6 +162,13 @@ class TrainConfig(Section):
         description="optimizer updates of each SNN; none: 2,000; with your own images 20 passes "
         "over them, from 500 to 20,000",
     )
+    outer_share: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of the updates of outer and inner network together, 2 x steps, that the "
+        "outer one has",
+    )
     batch_size: int = Field(32, ge=1, description="labeled images per update (B), global")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum")
     learning_rate: Open[float] = Field(
@@ -442,6 +449,7 @@ DATA_PLACES = ("labeled", "unlabeled", "test")
 NOT_IN_HASH: Any = {
     "out": True,
     "store": True,
+    "recipe": True,
     "scale": True,
     "faults": True,
     "on_warning": True,
@@ -455,6 +463,7 @@ NOT_IN_HASH: Any = {
 CAME_LATER: dict[str, dict[str, Any]] = {
     "": {"equal_compute": False},
     "data": {"max_pixels": 64_000_000},
+    "train": {"outer_share": 0.5},
     "fixmatch": {"align": "none", "thresholds": "fixed"},
     "select": {
         "max_per_class": None,
@@ -467,6 +476,43 @@ CAME_LATER: dict[str, dict[str, Any]] = {
     },
     "inner": {"steps": None, "merge": "own_first", "tau_override": None, "trust_until": 1.0},
 }
+
+
+# What a named recipe sets: the fields of the method in which recipes differ.
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {  # arXiv 2309.05826
+        "train.outer_share": 0.5,
+        "select.labels": "network",
+        "select.align": "none",
+        "select.clusterer": "dec",
+        "select.tau_select": 0.8,
+        "select.share": None,
+        "inner.init": "auto",
+        "inner.merge": "own_first",
+        "inner.loss": "ce",
+    },
+    "graph": {  # ours: experiments/LOG.md, 2026-11-27
+        "train.outer_share": 0.25,
+        "select.labels": "graph",
+        "select.align": "labeled",
+        "select.clusterer": "none",
+        "select.tau_select": 0.0,
+        "select.share": 0.6,
+        "inner.init": "outer",
+        "inner.merge": "trusted_first",
+        "inner.loss": "sce",
+    },
+}
+
+
+def set_recipe(values: dict[str, Any], name: Any) -> None:
+    """Put the fields of a recipe into nested values, in place; an unknown name is told later."""
+    values["recipe"] = name
+    for place, value in RECIPES.get(name, {}).items():
+        section, _, field = place.partition(".")
+        part = values.setdefault(section, {})
+        if isinstance(part, dict):
+            part[field] = value
 
 
 def hashed(section: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -492,6 +538,11 @@ def is_open(section: Section, name: str) -> bool:
 class Config(Section):
     """A whole run."""
 
+    recipe: Literal["paper", "graph"] = Field(
+        "paper",
+        description="graph: what labels are trusted and how, as in our best runs, see README; it "
+        "sets fields of train, select and inner, each of which can still be given",
+    )
     seed: int = Field(0, ge=0, description="of everything random but the split")
     out: str | None = Field(
         None,
@@ -521,6 +572,23 @@ class Config(Section):
     track: Literal["none", "mlflow", "wandb"] = Field(
         "none", description="also report metrics there; needs kdfm_ray[mlflow] or [wandb]"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_fills(cls, values: Any) -> Any:
+        """What is not given has the value of the recipe."""
+        if not isinstance(values, dict) or values.get("recipe") in (None, "paper"):
+            return values
+        filled: dict[str, Any] = {}
+        set_recipe(filled, values["recipe"])
+        for section, fields in filled.items():
+            given = values.get(section, {})
+            if isinstance(fields, dict) and isinstance(given, dict):
+                filled[section] = fields | given
+            elif isinstance(fields, dict) and isinstance(given, Section):
+                left = {k: v for k, v in fields.items() if k not in given.model_fields_set}
+                filled[section] = given.model_copy(update=left)
+        return values | filled
 
     @field_validator("out", mode="before")
     @classmethod
@@ -573,8 +641,16 @@ class Config(Section):
                 "train.norm_sync = global is torch's SyncBatchNorm, which runs on GPUs only: "
                 "use local, or scale.use_gpu yes"
             )
+        if self.inner.steps is not None and self.train.outer_share != 0.5:
+            problems.append(
+                f"train.outer_share = {self.train.outer_share:g} and inner.steps = "
+                f"{self.inner.steps} both say how long the networks train: give one of them"
+            )
         known = {"train.steps": self.train.steps, "inner.steps": self.inner.steps}
         steps = {name: value for name, value in known.items() if value is not None}
+        if self.train.steps is not None and self.train.outer_share != 0.5:
+            steps["the updates of the outer network"] = self.steps_of("outer")
+            steps["the updates of the inner network"] = self.steps_of("inner")
         name, fewest = min(steps.items(), key=lambda item: item[1], default=("", math.inf))
         if self.train.warmup_steps >= fewest and self.train.warmup_steps > 0:
             problems.append(
@@ -592,8 +668,15 @@ class Config(Section):
     def steps_of(self, role: Role) -> int:
         """Optimizer updates of one of the run's networks; ``train.steps`` must not be open."""
         assert self.train.steps is not None, "resolve.fill comes first"
-        inner = self.inner.steps or self.train.steps
-        return {"inner": inner, "longer": self.train.steps + inner}.get(role, self.train.steps)
+        outer = inner = self.train.steps
+        if self.inner.steps is not None:
+            inner = self.inner.steps
+        elif self.train.outer_share != 0.5:
+            both = 2 * self.train.steps
+            outer = min(max(round(self.train.outer_share * both), 1), both - 1)
+            inner = both - outer
+        longer = outer + inner
+        return {"outer": outer, "inner": inner, "longer": longer}.get(role, self.train.steps)
 
     def trained_as(self, role: Role) -> Config:
         """The config with ``train.steps`` as that network has them."""

@@ -36,8 +36,8 @@ FIGURES = ("tested", "evaluation", "pictures")
 LATER_VERSIONS = {"longer": 1}
 TESTED = 2  # version of what is kept of the test beside accuracies; 2: calibrated confidence
 OWN_IMAGES = 2  # version of how the user's own images are read; named sets have VERSIONS alone
-# The last three are in the key as they were resolved.
-NOT_IN_TRAINING = {"log_every", "precision", "memory_format", "compile"}
+# Precision, layout and compiling are in the key as they were resolved, the share as the updates.
+NOT_IN_TRAINING = {"log_every", "precision", "memory_format", "compile", "outer_share"}
 
 
 def stages_hashes(config: Config) -> list[str]:

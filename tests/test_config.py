@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import PRESETS
-from kdfm_ray.config import Config, parse_config
+from kdfm_ray.config import RECIPES, Config, parse_config, set_recipe
 from kdfm_ray.types import UserError
 
 
@@ -162,3 +162,69 @@ def test_the_papers_grid_is_there():
             config = PRESETS[f"{data}_{num_labels}"]()
             assert (config.data.name, config.data.num_labels) == (data, num_labels)
             assert (config.select.tau_select, config.inner.tau_inner) == (0.80, 0.95)
+
+
+def digits(**sections):
+    return parse_config({"data": {"name": "digits"}} | sections)
+
+
+def test_a_recipe_fills_what_is_not_given():
+    config = digits(recipe="graph", select={"share": 0.4}, train={"steps": 100})
+    assert (config.select.labels, config.select.share) == ("graph", 0.4)
+    assert (config.inner.init, config.inner.loss) == ("outer", "sce")
+    assert config.train.outer_share == 0.25
+    assert digits().select.labels == "network"
+
+
+def test_the_papers_recipe_is_what_a_config_is_without_one():
+    plain = digits().model_dump(mode="json")
+    named = digits().model_dump(mode="json")
+    set_recipe(named, "paper")
+    assert named == plain
+    assert set(RECIPES["paper"]) == set(RECIPES["graph"])
+
+
+def test_a_recipe_survives_yaml_and_changes_no_hash_by_its_name(tmp_path):
+    config = digits(recipe="graph", inner={"loss": "ce"})
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert Config.from_yaml(path) == config
+    assert config.model_copy(update={"recipe": "paper"}).hash() == config.hash()
+    assert digits(recipe="graph").hash() != digits().hash()
+
+
+def test_an_unknown_recipe_is_told():
+    with pytest.raises(UserError, match="recipe = 'mine'"):
+        digits(recipe="mine")
+
+
+@pytest.mark.parametrize(
+    ("train", "inner", "steps"),
+    [
+        ({"steps": 100}, {}, (100, 100, 100, 200)),
+        ({"steps": 100}, {"steps": 30}, (100, 100, 30, 130)),
+        ({"steps": 100, "outer_share": 0.25}, {}, (100, 50, 150, 200)),
+        ({"steps": 3, "outer_share": 0.25}, {}, (3, 2, 4, 6)),
+        ({"steps": 1, "outer_share": 0.01}, {}, (1, 1, 1, 2)),
+        ({"steps": 1, "outer_share": 0.99}, {}, (1, 1, 1, 2)),
+    ],
+)
+def test_updates_of_each_network(train, inner, steps):
+    config = digits(train=train, inner=inner)
+    roles = ("baseline", "outer", "inner", "longer")
+    assert tuple(config.steps_of(role) for role in roles) == steps
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"train": {"outer_share": 0.25}, "inner": {"steps": 9}}, "both say how long"),
+        (
+            {"train": {"steps": 100, "outer_share": 0.1, "warmup_steps": 30}},
+            "must be below the updates of the outer network = 20",
+        ),
+    ],
+)
+def test_updates_that_do_not_fit_are_refused(sections, message):
+    with pytest.raises(UserError, match=message):
+        digits(**sections)

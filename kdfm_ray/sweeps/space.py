@@ -28,6 +28,7 @@ from kdfm_ray.config import (
     hashed_whole,
     is_open,
     parse_config,
+    set_recipe,
 )
 from kdfm_ray.resolve import open_fields
 from kdfm_ray.types import UserError
@@ -393,6 +394,8 @@ def _make_trial(sweep: Sweep, number: int, values: dict[str, Any], seed: int) ->
     from kdfm_ray.checks import find_problems
 
     nested = sweep.base.model_dump(mode="json") | {"seed": seed}
+    if "recipe" in values:
+        set_recipe(nested, values["recipe"])
     for name, value in values.items():
         section, _, field = name.rpartition(".")
         (nested[section] if section else nested)[field] = _plain(value)

@@ -336,6 +336,19 @@ def test_a_quota_keeps_the_most_confident_of_each_class(say):
     assert found.record["filters"]["agreement"]["precision"] == 1
 
 
+def test_a_share_keeps_the_most_confident_of_all(say):
+    say([0, 0, 0, 1, 1, 2, 2])
+    predicted, confidence = [0, 0, 0, 1, 1, 2, 2], [0.90, 0.95, 0.95, 0.9, 0.99, 0.93, 0.9]
+    found = select(predicted, confidence, share=0.43)  # three of seven
+    assert found.trusted_index.tolist() == [1, 2, 4]
+    assert found.record["filters"]["before_quota"]["size"] == 7
+    say([0, 0, 0, 1, 1, 2, 2])
+    both = select(predicted, confidence, share=0.43, max_per_class=1)
+    assert both.trusted_index.tolist() == [1, 4, 5], "of each class first, then of all"
+    say([0, 0, 0, 1, 1, 2, 2])
+    assert select(predicted, confidence, share=0.01).trusted_index.tolist() == [4], "never none"
+
+
 def test_a_quota_that_no_class_reaches_changes_nothing(say):
     say([2, 2, 0, 0, 1, 1])
     predicted, confidence = [0, 0, 1, 1, 2, 2], [0.9] * 6
