@@ -238,12 +238,22 @@ def _curve(
     return figure(title, chart, text(note))
 
 
+def _whose(relabeled: Mapping[str, Any] | None) -> str:
+    """Whose labels they are, where they are not the network's own."""
+    if relabeled is None:
+        return ""
+    graph = relabeled["source"] == "graph"
+    proportion = relabeled["class_weights"] is not None
+    parts = ["of the neighbor graph"] * graph + ["classes in proportion"] * proportion
+    return f" ({', '.join(parts)})"
+
+
 def _trusted(report: Mapping[str, Any]) -> str:
     selection = report["selection"]
     if selection is None:
         return ""
     steps = {
-        "all": "all pseudo labels",
+        "all": f"all pseudo labels{_whose(selection.get('relabeled'))}",
         "confidence": f"confident (at least {selection['tau_select']:g})"
         if "tau_select" in selection
         else "confident",
@@ -251,6 +261,9 @@ def _trusted(report: Mapping[str, Any]) -> str:
     }
     if selection.get("clusterer") == "none":
         steps["agreement"] = "trusted (no clusters were asked)"
+    if "before_quota" in selection["filters"]:
+        agreed = steps.pop("agreement").replace(": trusted", "").replace("trusted ", "")
+        steps |= {"before_quota": agreed, "agreement": "of these the most confident: trusted"}
     rows = []
     for name, title in steps.items():
         found = selection["filters"][name]

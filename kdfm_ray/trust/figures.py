@@ -65,8 +65,8 @@ class Images:
             return []
         listed = ", ".join(names[int(k)] if names else str(k) for k in missing)
         return [
-            f"no trusted image of class {listed}: lower tau_select, give those classes more "
-            "labeled images, or try another clusterer"
+            f"no trusted image of class {listed}: lower tau_select, raise share where it is set, "
+            "give those classes more labeled images, or try another clusterer"
         ]
 
     def _count(self, chosen: Bool[np.ndarray, " n"]) -> Int64[np.ndarray, " k"]:
