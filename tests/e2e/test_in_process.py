@@ -171,6 +171,39 @@ def test_two_folders_of_ones_own(pets):
         kdfm.load(pets / "run3")
 
 
+def test_the_recipe_graph_on_two_folders(pets):
+    run = kdfm.train(
+        labeled=pets / "labeled",
+        unlabeled=pets / "unlabeled",
+        model="wrn_10_2",
+        out=pets / "run",
+        store=str(pets / "store"),
+        settings=TINY
+        | {
+            "recipe": "graph",
+            "train.steps": 30,
+            "train.ema_decay": 0.8,
+            "train.eval_every": 15,
+            "data.image_size": 16,
+            "baseline": False,
+            "equal_compute": True,
+        },
+        progress=False,
+    )
+    selection = run.report["selection"]
+    assert selection["relabeled"]["source"] == "graph"
+    assert len(selection["relabeled"]["class_weights"]) == 2
+    assert selection["filters"]["agreement"]["size"] == 24  # 60 % of 40
+    assert selection["filters"]["before_quota"]["size"] == 40
+    training = run.report["training"]
+    steps = {name: training[name]["step"] for name in ("outer", "inner", "fixmatch_longer")}
+    assert steps == {"outer": 15, "inner": 45, "fixmatch_longer": 60}
+    assert run.config.recipe == "graph"
+    page = (run.path / "report.html").read_text()
+    assert "all pseudo labels (of the neighbor graph, classes in proportion)" in page
+    assert "of these the most confident: trusted" in page
+
+
 def test_an_interrupted_run_goes_on_after_its_last_finished_stage(pets, monkeypatch):
     from kdfm_ray.jobs import label, pictures
 
