@@ -198,7 +198,7 @@ def test_the_recipe_graph_on_two_folders(pets):
     training = run.report["training"]
     steps = {name: training[name]["step"] for name in ("outer", "inner", "fixmatch_longer")}
     assert steps == {"outer": 15, "inner": 45, "fixmatch_longer": 60}
-    assert run.config.recipe == "graph"
+    assert "recipe: graph" in (run.path / "config.yaml").read_text()
     page = (run.path / "report.html").read_text()
     assert "all pseudo labels (of the neighbor graph, classes in proportion)" in page
     assert "of these the most confident: trusted" in page
