@@ -497,8 +497,9 @@ def graph_cpu() -> Sweep:
     Fashion-MNIST at 16 pixels, 800 updates in all; the recipe was chosen on seed 20, by validation
     accuracy. Against the paper's recipe and, in either, FixMatch of 800 updates.
 
-    Cost: not measured
-    Result: not measured
+    Cost: half an hour on 2 CPU cores
+    Result: 2.6 +- 2.6 points above FixMatch of as many updates with 40 labels, 1.4 +- 4.9 with 100;
+    the paper's recipe is 1.6 and 0.3 points below
     """
     small = recipes_cpu()
     short = {"train.steps": 200, "inner.steps": 600}
