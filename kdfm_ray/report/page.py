@@ -16,7 +16,7 @@ from kdfm_ray.report.html import BLUE, GRAY, GREEN, ORANGE, page, table, text
 from kdfm_ray.report.live import TITLES
 from kdfm_ray.report.run_folder import read_lines, write_whole
 from kdfm_ray.report.table import ROWS, percent
-from kdfm_ray.report.verdict import ON, duration
+from kdfm_ray.report.verdict import ON, duration, updates
 from kdfm_ray.store import Artifact
 
 PAGE = "report.html"
@@ -145,10 +145,13 @@ def _verdict(report: Mapping[str, Any]) -> str:
     for role, name in ROWS.items():
         if role in report["val_accuracy"]:
             test, val = report["test_accuracy"].get(role), report["val_accuracy"][role]
-            rows.append([text(name), percent(test), percent(val)])
+            done = updates(report, role)
+            count = "-" if done is None else f"{done:,}"
+            rows.append([text(name), count, percent(test), percent(val)])
     if not rows:
         return box
-    return box + table(["network", "test accuracy", "validation"], rows, numbers=(1, 2))
+    heads = ["network", "updates", "test accuracy", "validation"]
+    return box + table(heads, rows, numbers=(1, 2, 3))
 
 
 def _warnings(warnings: Sequence[str]) -> str:

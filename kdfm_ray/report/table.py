@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdfm_ray.report.live import TITLES
+from kdfm_ray.report.verdict import updates
 
 ROWS = {
     "labeled_only": "labeled-only",
@@ -24,12 +25,15 @@ def print_report(report: dict[str, Any], console: Console, folder: str) -> None:
     console.print()
     table = Table(title=f"{data['name']}, {data['labeled']:,} labels", title_justify="left")
     table.add_column("network")
+    table.add_column("updates", justify="right")
     table.add_column("test accuracy", justify="right")
     table.add_column(f"validation ({data['val']:,} images)", justify="right")
     for role, title in ROWS.items():
         if role in report["test_accuracy"]:
             test, val = report["test_accuracy"][role], report["val_accuracy"][role]
-            table.add_row(title, percent(test), percent(val))
+            done = updates(report, role)
+            count = "-" if done is None else f"{done:,}"
+            table.add_row(title, count, percent(test), percent(val))
     console.print(table)
     console.print(trusted_line(report))
     console.print(time_line(report), soft_wrap=True)

@@ -19,7 +19,8 @@ def verdict(report: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         ``worth``: ``yes`` (above FixMatch, and its 95 % interval with it), ``no`` (below FixMatch
         likewise, or not above labeled-only training), ``unclear``, or ``unknown``; ``headline``;
-        ``sentences``. FixMatch is that of equal compute where the run has trained it.
+        ``sentences``. FixMatch is that of equal compute where the run has trained it. Against an
+        outer network that trained for less than the inner one nothing is worth it yet.
     """
     scores = _accuracies(report)
     rival = "fixmatch_longer" if "fixmatch_longer" in scores else "outer"
@@ -37,6 +38,9 @@ def verdict(report: Mapping[str, Any]) -> dict[str, Any]:
         )
     elif high < 0:
         worth, headline = "no", f"Not worth it: KD-FixMatch is {gain} {name}"
+    elif rival == "outer" and ours > fixmatch and (short := _shorter(report)):
+        worth = "unclear"
+        headline = f"Not known yet: KD-FixMatch is {gain} its outer network, {short}"
     elif low > 0:
         worth, headline = "yes", f"Worth it: KD-FixMatch is {gain} {name}"
     elif ours == fixmatch:
@@ -49,6 +53,23 @@ def verdict(report: Mapping[str, Any]) -> dict[str, Any]:
         "headline": headline,
         "sentences": [*_comparisons(report, scores), *_about_time(report), *_about_images(report)],
     }
+
+
+def updates(report: Mapping[str, Any], role: str) -> int | None:
+    """For how many updates a network trained."""
+    found: int | None = report.get("training", {}).get(role, {}).get("step")
+    return found
+
+
+def _shorter(report: Mapping[str, Any]) -> str:
+    """That the outer network had fewer updates than the inner one; empty where it had not."""
+    outer, inner = updates(report, "outer"), updates(report, "inner")
+    if outer is None or inner is None or outer >= inner:
+        return ""
+    return (
+        f"which had {outer:,} of the {outer + inner:,} updates (equal_compute yes trains a "
+        "FixMatch of all)"
+    )
 
 
 def points(difference: float) -> str:

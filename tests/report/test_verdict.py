@@ -26,6 +26,17 @@ def report(inner=0.83, outer=0.8, alone=0.7, compared=CLEAR, **more):
     } | more
 
 
+SHORT = {"outer": {"step": 50}, "inner": {"step": 150}}
+EQUAL = {"outer": {"step": 100}, "inner": {"step": 100}}
+
+
+def longer(**more):
+    made = report(**more)
+    made["val_accuracy"] = made["val_accuracy"] | {"fixmatch_longer": 0.8}
+    made["test_accuracy"] = made["val_accuracy"]
+    return made | {"compared": {"fixmatch_longer": CLEAR}}
+
+
 @pytest.mark.parametrize(
     ("given", "worth", "said"),
     [
@@ -37,6 +48,11 @@ def report(inner=0.83, outer=0.8, alone=0.7, compared=CLEAR, **more):
         (report(compared=None), "unclear", "may be chance"),
         (report(inner=None), "unknown", "neither a test set nor validation images"),
         (report(val_accuracy={"outer": 0.8}), "unknown", "was not finished"),
+        (report(training=SHORT), "unclear", "its outer network, which had 50 of the 200 updates"),
+        (report(training=SHORT, alone=0.83), "no", "on the labeled images alone"),
+        (report(training=SHORT, inner=0.77, compared=BELOW), "no", "3.00 points below FixMatch"),
+        (report(training=EQUAL), "yes", "3.00 points above FixMatch"),
+        (longer(training=SHORT), "yes", "3.00 points above FixMatch with the updates of both"),
     ],
 )
 def test_the_headline(given, worth, said):
