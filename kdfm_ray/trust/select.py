@@ -52,8 +52,8 @@ class Selection:
         cluster_to_class: class of each cluster; -1 for a cluster without images.
         record: fit for JSON. ``filters`` (``all``, ``confidence``, ``agreement``: see
             ``Images.figures``; with ``max_per_class`` or ``share`` also ``before_quota``), ``nmi``
-            and ``ari``
-            of clusters against pseudo labels (noise left out), ``agreement`` (matched, at DEC's
+            and ``ari`` of clusters against pseudo labels (noise left out), ``agreement`` (matched,
+            at DEC's
             ``start`` and at the ``end``), ``fallback`` (DEC's start was used), ``cluster_sizes``
             (labeled images among them), ``noise``, ``part_seconds``, ``warnings``, and the
             clusterer's ``details``.
