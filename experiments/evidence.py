@@ -77,7 +77,7 @@ def part_of(whole: Sweep, count: int, seeds: Sequence[int]) -> Sweep:
 
 def train_here(whole: Sweep, labels: Sequence[int], arguments: argparse.Namespace) -> None:
     """Train what is missing in processes without Ray, each with one seed and number of labels."""
-    parts = [part_of(whole, count, [seed]) for count in labels for seed in whole.seeds]
+    parts = [part_of(whole, count, [seed]) for seed in whole.seeds for count in labels]
     parts = [part for part in parts if any(missing(part))]
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # see jobs/session.py
     with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
