@@ -1,25 +1,30 @@
-"""Time FixMatch of the PyPI package semilearn 0.3.2 on the CPU; prints one JSON object.
+"""FixMatch of the PyPI package semilearn 0.3.2 on the CPU; prints one JSON object.
 
-It runs in an environment of its own (requirements.txt beside it), by ``bench_peers.py``. All that
-is timed is its own: the algorithm with its ``train_step``, its hooks for the parameter update
-and the EMA, its network, optimizer, data set class, RandAugment and loader. Left out are the
-``.cuda`` copies, for which it has no switch, and the hooks that evaluate, save and print.
+It runs in an environment of its own (requirements.txt beside it), by ``bench_peers.py``, for its
+time, and by ``peer_accuracy.py``. All that is timed is its own: the algorithm with its
+``train_step``, its hooks for the parameter update and the EMA, its network, optimizer, data set
+class, RandAugment and loader. Left out are the ``.cuda`` copies, for which it has no switch, and
+the hooks that evaluate, save and print.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import resource
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from semilearn import get_algorithm, get_config
 from semilearn.core.hooks import EMAHook, ParamUpdateHook
 from semilearn.core.utils import get_data_loader, get_net_builder
 from semilearn.datasets.augmentation import RandAugment
 from semilearn.datasets.cv_datasets.datasetbase import BasicDataset
+from semilearn.nets.wrn.wrn import WideResNet
 from torchvision import transforms
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # semilearn's for CIFAR-10
@@ -29,10 +34,13 @@ def main() -> None:
     """Train for some updates and say how long they took."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002 - semilearn draws from the global generator
+    # semilearn draws from the global generators.
+    torch.manual_seed(arguments.seed)
+    random.seed(arguments.seed)
+    np.random.seed(arguments.seed)  # noqa: NPY002
     with np.load(arguments.images) as arrays:
         images, labels = arrays["images"], arrays["labels"]
+        test = [(arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in arguments.test]
     updates = arguments.warmup + arguments.steps
     config = get_config(
         {
@@ -52,13 +60,13 @@ def main() -> None:
             "amp": arguments.amp,
         }
     )
-    algorithm = get_algorithm(config, get_net_builder(config.net, from_name=False), None, None)
+    algorithm = get_algorithm(config, _builder(config.net), None, None)
     algorithm.process_batch = lambda **batch: {
         name: value
         for name, value in batch.items()
         if name in ("x_lb", "y_lb", "x_ulb_w", "x_ulb_s")
     }
-    loaders = _loaders(config, images, labels, arguments.labeled)
+    loaders = _loaders(config, images, labels, arguments)
     update, ema = ParamUpdateHook(), EMAHook()
     algorithm.model.train()
     ema.before_run(algorithm)
@@ -79,9 +87,17 @@ def main() -> None:
     measured = seconds[arguments.warmup :]
     views = arguments.global_batch * (1 + 2 * arguments.mu)
     per_step = sum(measured) / len(measured)
+    accuracy = {
+        part: {
+            name: _accuracy(network, *of_part)
+            for name, network in (("ema", algorithm.ema_model), ("last", algorithm.model))
+        }
+        for part, of_part in zip(arguments.test, test, strict=True)
+    }
     print(
         json.dumps(
             {
+                "accuracy": accuracy,
                 "seconds_per_step": per_step,
                 "median_seconds_per_step": float(np.median(measured)),
                 "images_per_second": views / per_step,
@@ -96,8 +112,45 @@ def main() -> None:
     )
 
 
+def _builder(net: str) -> Callable[..., torch.nn.Module]:
+    """Maker of one of its networks, or of its Wide ResNet of another depth and width."""
+    family, *numbers = net.split("_")
+    if net == "wrn_28_2" or family != "wrn":
+        return get_net_builder(net, from_name=False)
+    depth, width = map(int, numbers)
+    return lambda num_classes, **_: WideResNet(1, num_classes, depth=depth, widen_factor=width)
+
+
+@torch.inference_mode()
+def _accuracy(network: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
+    network.eval()
+    right = 0
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    for first in range(0, len(images), 500):
+        part = torch.from_numpy(images[first : first + 500]).permute(0, 3, 1, 2) / 255
+        predicted = network((part - mean) / std)["logits"].argmax(1).numpy()
+        right += int((predicted == labels[first : first + 500]).sum())
+    return right / len(images)
+
+
+class _Weaker(RandAugment):
+    """Each of its operations with a probability, as in the strong views of kdfm_ray."""
+
+    def __init__(self, operations: int, probability: float) -> None:
+        super().__init__(operations, 5)
+        self.operations, self.probability = operations, probability
+
+    def __call__(self, image: Image) -> Image:
+        """A view; how many operations it has is drawn anew."""
+        self.n = sum(random.random() < self.probability for _ in range(self.operations))
+        return super().__call__(image)
+
+
 def _loaders(
-    config: argparse.Namespace, images: np.ndarray, labels: np.ndarray, labeled: int
+    config: argparse.Namespace,
+    images: np.ndarray,
+    labels: np.ndarray,
+    arguments: argparse.Namespace,
 ) -> tuple:
     """The labeled and the unlabeled loader, with the views of semilearn's CIFAR."""
     size = images.shape[1]
@@ -110,8 +163,13 @@ def _loaders(
         transforms.RandomHorizontalFlip(),
     ]
     weak_view = transforms.Compose([*weak, *normalize])
-    strong_view = transforms.Compose([*weak, RandAugment(3, 5), *normalize])
-    classes = config.num_classes
+    augment = (
+        RandAugment(arguments.operations, 5)
+        if arguments.probability == 1
+        else _Weaker(arguments.operations, arguments.probability)
+    )
+    strong_view = transforms.Compose([*weak, augment, *normalize])
+    classes, labeled = config.num_classes, arguments.labeled
     data_x = BasicDataset("fixmatch", images[:labeled], labels[:labeled], classes, weak_view, False)
     data_u = BasicDataset("fixmatch", images, labels, classes, weak_view, True, strong_view)
     workers = config.num_workers
@@ -132,6 +190,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--loader-workers", type=int, default=1, help="semilearn's default is 1")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--operations", type=int, default=3, help="of a strong view; its own: 3")
+    parser.add_argument("--probability", type=float, default=1, help="of each; its own: 1")
+    parser.add_argument(
+        "--test",
+        nargs="*",
+        default=[],
+        help="sets to test on at the end: arrays NAME_images and NAME_labels of the file",
+    )
     parser.add_argument("--amp", action="store_true", help="semilearn's mixed precision")
     return parser.parse_args()
 
