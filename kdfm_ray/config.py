@@ -323,6 +323,13 @@ class SelectConfig(Section):
         description="labels of all unlabeled images in the proportions of the labeled ones, or of "
         "equal classes, before any is chosen",
     )
+    align_strength: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="align: how far towards these proportions; 0.5: the square roots of the "
+        "classes' factors that meet them, for when the unlabeled images' may be others",
+    )
     share: float | None = Field(
         None,
         gt=0,
@@ -472,6 +479,7 @@ CAME_LATER: dict[str, dict[str, Any]] = {
         "labels": "network",
         "graph_alpha": 0.95,
         "align": "none",
+        "align_strength": 1.0,
         "share": None,
     },
     "inner": {"steps": None, "merge": "own_first", "tau_override": None, "trust_until": 1.0},
@@ -508,7 +516,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 def set_recipe(values: dict[str, Any], name: Any) -> None:
     """Put the fields of a recipe into nested values, in place; an unknown name is told later."""
     values["recipe"] = name
-    for place, value in RECIPES.get(name, {}).items():
+    for place, value in (RECIPES.get(name, {}) if isinstance(name, str) else {}).items():
         section, _, field = place.partition(".")
         part = values.setdefault(section, {})
         if isinstance(part, dict):

@@ -196,6 +196,8 @@ def test_a_recipe_survives_yaml_and_changes_no_hash_by_its_name(tmp_path):
 def test_an_unknown_recipe_is_told():
     with pytest.raises(UserError, match="recipe = 'mine'"):
         digits(recipe="mine")
+    with pytest.raises(UserError, match=r"recipe = \[\]"):
+        digits(recipe=[])
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,7 @@ def _relabel(
         rows,
         source=settings.labels,
         shares=shares,
+        strength=settings.align_strength,
         known=known,
         neighbors=settings.spread_neighbors,
         alpha=settings.graph_alpha,
@@ -158,6 +159,7 @@ def clusterer_options(settings: SelectConfig) -> dict[str, object]:
     """Settings of the clusterers: all of the section that is not an argument of its own."""
     named = {
         *("tau_select", "clusterer", "num_clusters", "labeled_weight", "sample_size"),
-        *("allowed_fall", "max_per_class", "labels", "graph_alpha", "align", "share"),
+        *("allowed_fall", "max_per_class", "labels", "graph_alpha", "align", "align_strength"),
+        "share",
     }
     return settings.model_dump(exclude=named)

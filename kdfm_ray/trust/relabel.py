@@ -58,6 +58,7 @@ def relabel_all(
     *,
     source: Source,
     shares: Float64[np.ndarray, " k"] | None,
+    strength: float,
     known: Int64[np.ndarray, " n"],
     neighbors: int,
     alpha: float,
@@ -71,6 +72,8 @@ def relabel_all(
         source: ``network``: its probabilities as they are; ``graph``: spread over the graph of
             nearest neighbors, true labels among them.
         shares: of the classes, summing to 1; ``None``: as they come.
+        strength: power of the weights that meet the shares: 1 meets them, near 0 leaves the
+            classes as they come.
         known: class of each labeled image, -1 elsewhere.
         neighbors: of an image in the graph.
         alpha: how much of an image's label comes from its neighbors, below 1.
@@ -90,7 +93,9 @@ def relabel_all(
         beliefs[labeled] = np.eye(beliefs.shape[1], dtype=beliefs.dtype)[told[labeled]]
         x = directions(rows.take(chosen))
         beliefs = spread_beliefs(x, beliefs, neighbors=neighbors, alpha=alpha)
-    weights = np.ones(beliefs.shape[1]) if shares is None else class_weights(beliefs, shares)
+    weights = np.ones(beliefs.shape[1])
+    if shares is not None:
+        weights = class_weights(beliefs, shares) ** strength
 
     predicted, confidence = np.empty(n, np.int64), np.empty(n, np.float32)
     predicted[chosen], confidence[chosen] = relabel(beliefs, weights)

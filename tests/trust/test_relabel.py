@@ -56,6 +56,7 @@ def label(rows, known, **changes):
     settings = {
         "source": "graph",
         "shares": np.full(K, 1 / K),
+        "strength": 1.0,
         "known": known,
         "neighbors": 10,
         "alpha": 0.95,
@@ -83,6 +84,16 @@ def test_labels_of_the_network_in_proportion(world):
     assert found.weights is not None
     assert found.weights.argmin() == 3
     assert found.fitted_on == len(rows)
+
+
+def test_half_the_strength_stays_between_the_network_and_the_proportions(world):
+    rows, _, known = world
+    full = label(rows, known, source="network")
+    half = label(rows, known, source="network", strength=0.5)
+    np.testing.assert_allclose(half.weights, np.sqrt(full.weights))
+    as_told = rows.probs[:, 3].mean()
+    scaled = rows.probs * half.weights
+    assert 1 / K + 0.01 < (scaled / scaled.sum(axis=1, keepdims=True))[:, 3].mean() < as_told - 0.01
 
 
 def test_without_proportions_or_graph_labels_are_the_networks(world):
