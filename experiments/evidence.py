@@ -46,6 +46,9 @@ def main() -> None:
     """Say what is missing, run it, print the table."""
     arguments = parse()
     whole = evidence()
+    if arguments.cases:
+        cases = tuple(EVIDENCE[name] for name in arguments.cases)
+        whole = whole.changed(cases=cases, results=whole.results)
     labels = arguments.labels or list(_values(whole))
     say_missing(whole, labels)
     if arguments.processes and not arguments.table:
@@ -66,7 +69,7 @@ def main() -> None:
     if not arguments.table:
         say_missing(whole, labels)
     for count in labels:
-        print_table(whole, count)
+        print_table(evidence(), count)
 
 
 def part_of(whole: Sweep, count: int, seeds: Sequence[int]) -> Sweep:
@@ -127,6 +130,9 @@ def parse() -> argparse.Namespace:
     """Flags."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--labels", type=int, nargs="+", help="numbers of labels; none: all")
+    parser.add_argument(
+        "--cases", nargs="+", choices=list(EVIDENCE), help="of the recipes; none: all"
+    )
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument(
         "--processes",
