@@ -12,6 +12,7 @@ from kdfm_ray.config import Config, DataConfig, ModelConfig, TrainConfig
 
 def _fashion_mnist(num_labels: int) -> Config:
     return Config(
+        recipe="paper",
         data=DataConfig(name="fashion_mnist", num_labels=num_labels, num_val=5000),
         model=ModelConfig(name="wrn_10_2"),
         train=TrainConfig(

@@ -20,6 +20,7 @@ GAIN_4000 = {"cifar10": 2.44, "svhn": 5.81, "cifar100": 1.99, "food101": 3.88}
 def _preset(name: str, num_labels: int) -> Callable[[], Config]:
     def preset() -> Config:
         return Config(
+            recipe="paper",
             data=DataConfig(name=name, num_labels=num_labels, num_val=5000),
             model=ModelConfig(name="efficientnet_b0", pretrained="yes"),
             train=TrainConfig(

@@ -37,6 +37,7 @@ BF16: Precision = "bf16"
 def _small(num_labels: int = 100, steps: int = 400, precision: Precision = "fp32") -> Config:
     """For 2 CPU cores; fp32, as bf16 is 10 times slower on CPUs that only emulate it."""
     return Config(
+        recipe="paper",
         baseline=False,
         data=DataConfig(name="fashion_mnist", num_labels=num_labels, num_val=2000, image_size=16),
         model=ModelConfig(name="wrn_10_2"),
@@ -64,6 +65,7 @@ def smoke() -> Sweep:
     Result: none: too few updates to say anything
     """
     base = Config(
+        recipe="paper",
         baseline=False,
         data=DataConfig(name="digits", num_labels=100, image_size=16),
         model=ModelConfig(name="wrn_10_2"),

@@ -167,7 +167,7 @@ class TrainConfig(Section):
         gt=0,
         lt=1,
         description="share of the updates of outer and inner network together, 2 x steps, that the "
-        "outer one has",
+        "outer one has; where inner.steps is given, that counts, and the outer one has steps",
     )
     batch_size: int = Field(32, ge=1, description="labeled images per update (B), global")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum")
@@ -357,7 +357,9 @@ class InnerConfig(Section):
     """The inner network: where its trusted labels and its own meet, and its unlabeled loss."""
 
     steps: int | None = Field(
-        None, ge=1, description="optimizer updates of the inner network; none: train.steps"
+        None,
+        ge=1,
+        description="optimizer updates of the inner network; none: as train.outer_share says",
     )
     tau_inner: float = Field(
         0.95, ge=0, le=1, description="confidence from which its own label replaces the trusted one"
@@ -512,6 +514,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
+DEFAULT_RECIPE: Literal["graph"] = "graph"
+
 
 def set_recipe(values: dict[str, Any], name: Any) -> None:
     """Put the fields of a recipe into nested values, in place; an unknown name is told later."""
@@ -547,9 +551,10 @@ class Config(Section):
     """A whole run."""
 
     recipe: Literal["paper", "graph"] = Field(
-        "paper",
-        description="graph: what labels are trusted and how, as in our best runs, see README; it "
-        "sets fields of train, select and inner, each of which can still be given",
+        DEFAULT_RECIPE,
+        description="which labels are trusted and how, as in our best runs (graph, see README) or "
+        "as in arXiv 2309.05826 (paper); it sets fields of train, select and inner, each of which "
+        "can still be given",
     )
     seed: int = Field(0, ge=0, description="of everything random but the split")
     out: str | None = Field(
@@ -585,10 +590,10 @@ class Config(Section):
     @classmethod
     def _recipe_fills(cls, values: Any) -> Any:
         """What is not given has the value of the recipe."""
-        if not isinstance(values, dict) or values.get("recipe") in (None, "paper"):
+        if not isinstance(values, dict):
             return values
         filled: dict[str, Any] = {}
-        set_recipe(filled, values["recipe"])
+        set_recipe(filled, values.get("recipe", DEFAULT_RECIPE))
         for section, fields in filled.items():
             given = values.get(section, {})
             if isinstance(fields, dict) and isinstance(given, dict):
@@ -649,14 +654,9 @@ class Config(Section):
                 "train.norm_sync = global is torch's SyncBatchNorm, which runs on GPUs only: "
                 "use local, or scale.use_gpu yes"
             )
-        if self.inner.steps is not None and self.train.outer_share != 0.5:
-            problems.append(
-                f"train.outer_share = {self.train.outer_share:g} and inner.steps = "
-                f"{self.inner.steps} both say how long the networks train: give one of them"
-            )
         known = {"train.steps": self.train.steps, "inner.steps": self.inner.steps}
         steps = {name: value for name, value in known.items() if value is not None}
-        if self.train.steps is not None and self.train.outer_share != 0.5:
+        if self.train.steps is not None and self.inner.steps is None:
             steps["the updates of the outer network"] = self.steps_of("outer")
             steps["the updates of the inner network"] = self.steps_of("inner")
         name, fewest = min(steps.items(), key=lambda item: item[1], default=("", math.inf))
@@ -797,6 +797,7 @@ def default_values() -> dict[str, Any]:
     """Nested values of a config in which nothing is set yet, not even the data."""
     values = Config.model_construct(data=DataConfig(name="none")).model_dump(mode="json")
     values["data"]["name"] = None
+    set_recipe(values, DEFAULT_RECIPE)
     return values
 
 

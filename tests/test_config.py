@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import PRESETS
-from kdfm_ray.config import RECIPES, Config, parse_config, set_recipe
+from kdfm_ray.config import (
+    RECIPES,
+    Config,
+    DataConfig,
+    InnerConfig,
+    SelectConfig,
+    parse_config,
+    set_recipe,
+)
 from kdfm_ray.types import UserError
 
 
@@ -36,9 +44,12 @@ def test_all_mistakes_are_reported_together():
             values(train={"norm_sync": "global"}, scale={"use_gpu": "no"}),
             "SyncBatchNorm, which runs on GPUs only",
         ),
-        (values(train={"steps": 5, "warmup_steps": 5}), "must be below train.steps"),
+        (values(train={"steps": 5, "warmup_steps": 5}), "must be below the updates of the"),
         (values(fixmatch={"tau": 1.5}), "fixmatch.tau = 1.5"),
-        (values(inner={"tau_override": 0.9}), "tau_override = 0.9 lies below tau_inner = 0.95"),
+        (
+            values(recipe="paper", inner={"tau_override": 0.9}),
+            "tau_override = 0.9 lies below tau_inner = 0.95",
+        ),
         (
             values(inner={"merge": "agreement", "tau_override": 0.99}),
             "merge = agreement overrides nothing",
@@ -169,28 +180,36 @@ def digits(**sections):
 
 
 def test_a_recipe_fills_what_is_not_given():
-    config = digits(recipe="graph", select={"share": 0.4}, train={"steps": 100})
+    config = digits(select={"share": 0.4}, train={"steps": 100})
+    assert config.recipe == "graph"
     assert (config.select.labels, config.select.share) == ("graph", 0.4)
     assert (config.inner.init, config.inner.loss) == ("outer", "sce")
     assert config.train.outer_share == 0.25
-    assert digits().select.labels == "network"
+    assert digits(recipe="paper").select.labels == "network"
 
 
-def test_the_papers_recipe_is_what_a_config_is_without_one():
-    plain = digits().model_dump(mode="json")
-    named = digits().model_dump(mode="json")
-    set_recipe(named, "paper")
-    assert named == plain
-    assert set(RECIPES["paper"]) == set(RECIPES["graph"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_sets_the_same_however_it_is_asked_for(name):
+    put = digits().model_dump(mode="json")
+    set_recipe(put, name)
+    assert put == digits(recipe=name).model_dump(mode="json")
+    assert put == Config(recipe=name, data=DataConfig(name="digits")).model_dump(mode="json")
+    assert set(RECIPES[name]) == set(RECIPES["graph"])
+
+
+def test_the_papers_recipe_is_that_of_the_sections():
+    sections = digits(recipe="paper")
+    assert sections.select == SelectConfig()
+    assert sections.inner == InnerConfig()
 
 
 def test_a_recipe_survives_yaml_and_changes_no_hash_by_its_name(tmp_path):
-    config = digits(recipe="graph", inner={"loss": "ce"})
+    config = digits(inner={"loss": "ce"})
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     assert Config.from_yaml(path) == config
     assert config.model_copy(update={"recipe": "paper"}).hash() == config.hash()
-    assert digits(recipe="graph").hash() != digits().hash()
+    assert digits(recipe="paper").hash() != digits().hash()
 
 
 def test_an_unknown_recipe_is_told():
@@ -206,13 +225,14 @@ def test_an_unknown_recipe_is_told():
         ({"steps": 100}, {}, (100, 100, 100, 200)),
         ({"steps": 100}, {"steps": 30}, (100, 100, 30, 130)),
         ({"steps": 100, "outer_share": 0.25}, {}, (100, 50, 150, 200)),
+        ({"steps": 100, "outer_share": 0.25}, {"steps": 30}, (100, 100, 30, 130)),
         ({"steps": 3, "outer_share": 0.25}, {}, (3, 2, 4, 6)),
         ({"steps": 1, "outer_share": 0.01}, {}, (1, 1, 1, 2)),
         ({"steps": 1, "outer_share": 0.99}, {}, (1, 1, 1, 2)),
     ],
 )
 def test_updates_of_each_network(train, inner, steps):
-    config = digits(train=train, inner=inner)
+    config = digits(recipe="paper", train=train, inner=inner)
     roles = ("baseline", "outer", "inner", "longer")
     assert tuple(config.steps_of(role) for role in roles) == steps
 
@@ -220,7 +240,6 @@ def test_updates_of_each_network(train, inner, steps):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"train": {"outer_share": 0.25}, "inner": {"steps": 9}}, "both say how long"),
         (
             {"train": {"steps": 100, "outer_share": 0.1, "warmup_steps": 30}},
             "must be below the updates of the outer network = 20",

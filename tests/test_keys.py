@@ -11,7 +11,7 @@ NUMERICS = Numerics()
 
 
 def plan(numerics=NUMERICS, **changes):
-    values = {"data": {"name": "digits", "num_labels": 100}}
+    values = {"recipe": "paper", "data": {"name": "digits", "num_labels": 100}}
     for name, value in changes.items():
         section, _, field = name.rpartition("__")
         (values.setdefault(section, {}) if section else values)[field] = value

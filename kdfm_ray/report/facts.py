@@ -8,7 +8,7 @@ import shlex
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from kdfm_ray.config import Config, default_values, flag_text
+from kdfm_ray.config import DEFAULT_RECIPE, Config, default_values, flag_text
 from kdfm_ray.jobs.session import cpu_name
 from kdfm_ray.report.run_folder import flat
 
@@ -53,9 +53,9 @@ def hardware() -> dict[str, Any]:
 
 def rerun_command(config: Config) -> str:
     """The ``kdfm train`` command with every flag that is not its default, for a shell."""
-    # With these data, on which defaults depend; but the data are always named.
-    usual = flat(Config(data=config.data).model_dump(mode="json"))
-    usual |= flat({"data": default_values()["data"]})
+    # With these data and this recipe, on which defaults depend; but both are always named.
+    usual = flat(Config(data=config.data, recipe=config.recipe).model_dump(mode="json"))
+    usual |= flat({"data": default_values()["data"], "recipe": DEFAULT_RECIPE})
     words = ["kdfm", "train"]
     for name, value in flat(config.model_dump(mode="json")).items():
         if flag_text(value) != flag_text(usual[name]):

@@ -9,7 +9,9 @@ from kdfm_ray.config import Config, DataConfig, TrainConfig
 from kdfm_ray.sweeps.asha import GroupedScheduler
 from kdfm_ray.sweeps.space import make_sweep, make_trials
 
-BASE = Config(data=DataConfig(name="digits"), train=TrainConfig(steps=100, eval_every=25))
+BASE = Config(
+    recipe="paper", data=DataConfig(name="digits"), train=TrainConfig(steps=100, eval_every=25)
+)
 ASHA = Asha(first=0.25, factor=2)
 
 

@@ -16,7 +16,9 @@ from kdfm_ray.sweeps.savings import describe, savings
 from kdfm_ray.sweeps.space import make_sweep, make_trials
 
 BASE = Config(
-    data=DataConfig(name="digits", num_labels=100), train=TrainConfig(steps=100, eval_every=50)
+    recipe="paper",
+    data=DataConfig(name="digits", num_labels=100),
+    train=TrainConfig(steps=100, eval_every=50),
 )
 SWEEP = make_sweep(
     name="s",

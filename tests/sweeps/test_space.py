@@ -8,7 +8,7 @@ from kdfm_ray.config import Config, DataConfig
 from kdfm_ray.sweeps.space import make_sweep, make_trials
 from kdfm_ray.types import UserError
 
-BASE = Config(data=DataConfig(name="digits", num_labels=100))
+BASE = Config(recipe="paper", data=DataConfig(name="digits", num_labels=100))
 
 
 def sweep_of(**fields):

@@ -15,7 +15,7 @@ from kdfm_ray.sweeps.results import summarize, trial_rows, write_tables
 from kdfm_ray.sweeps.space import make_sweep, make_trials
 from kdfm_ray.sweeps.status import print_status
 
-BASE = Config(data=DataConfig(name="digits", num_labels=100))
+BASE = Config(recipe="paper", data=DataConfig(name="digits", num_labels=100))
 GRID = make_sweep(name="g", base=BASE, seeds=(0, 1), space={"inner.loss": grid("ce", "sce")})
 CASES = make_sweep(
     name="c", base=BASE, seeds=(0, 1), cases=({"inner.loss": "sce"}, {"select.tau_select": 0.5})
