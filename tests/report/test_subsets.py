@@ -13,7 +13,7 @@ from kdfm_ray.report.run_folder import RunFolder
 from kdfm_ray.store import Artifact
 from kdfm_ray.types import UserError
 
-CONFIG = parse_config({"data": {"name": "digits"}})
+CONFIG = parse_config({"recipe": "paper", "data": {"name": "digits"}})
 FILTER = {"size": 10, "coverage": 0.5, "precision": 0.9}
 NETWORK = {"seconds": 1.0, "val_accuracy": 0.5, "notes": [], "last": {"loss": 1.0}, "warnings": []}
 RECORDS = {

@@ -23,6 +23,7 @@ SIZE, NUM_CLASSES = 16, 4
 def make_config(**train) -> Config:
     train = {"steps": 4, "batch_size": 6, "log_every": 2, "eval_every": 2} | train
     values = {
+        "recipe": "paper",
         "data": {"name": "digits", "num_labels": 8, "num_val": 20},
         "model": {"name": "wrn_10_2", "norm": "group"},
         "train": {"precision": "fp32"} | train,
