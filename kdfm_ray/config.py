@@ -323,12 +323,13 @@ class SelectConfig(Section):
         description="labels of all unlabeled images in the proportions of the labeled ones, or of "
         "equal classes, before any is chosen",
     )
-    align_strength: float = Field(
-        1.0,
+    align_strength: Open[float] = Field(
+        OPEN,
         gt=0,
         le=1,
         description="align: how far towards these proportions; 0.5: the square roots of the "
-        "classes' factors that meet them, for when the unlabeled images' may be others",
+        "classes' factors that meet them; none: 1; with your own images 0.5 for labeled, as the "
+        "unlabeled ones' may be others",
     )
     share: float | None = Field(
         None,
@@ -449,6 +450,7 @@ class FaultConfig(Section):
 NAMED: dict[str, dict[str, Any]] = {
     "train": {"steps": 2000, "learning_rate": 0.03, "eval_every": 500, "log_every": 20},
     "model": {"pretrained": "no"},
+    "select": {"align_strength": 1.0},
 }
 
 NO_FILE = ("auto", "no", "yes")  # values of model.pretrained that name no file

@@ -295,8 +295,10 @@ class _Stages:
             facts["labeled_per_class"],
             facts["val_per_class"],
             aligned=self.config.fixmatch.align != "none",
+            assumed=self.config.select.align if self.config.select.align_strength == 1 else "none",
         )
-        for text in [*map(str, self.prepared.choices), *lines]:
+        choices = [str(choice) for choice in self.prepared.choices if choice.why]
+        for text in [*choices, *lines]:
             self.emit({"stage": "", "note": text, "of": "data"})
         if self.prepared.found.warning:  # now, and not when the numerics have been measured
             self.emit({"stage": "data", "warning": self.prepared.found.warning})

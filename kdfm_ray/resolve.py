@@ -51,7 +51,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Choice:
-    """A field that was open, what it was filled with, and why; the reason ends a sentence."""
+    """A field that was open, what it was filled with, and why; the reason ends a sentence, and is
+    empty where nobody needs to be told."""
 
     field: str
     value: Any
@@ -95,6 +96,7 @@ def fill(config: Config, found: Found) -> tuple[Config, tuple[Choice, ...]]:
         "train.learning_rate": _learning_rate(config, found),
         "train.eval_every": (_within(steps // 10, 10, 2000), "a tenth of the steps"),
         "train.log_every": (_within(steps // 100, 10, 100), "a hundredth of the steps"),
+        "select.align_strength": _align_strength(config),
     }
     made = tuple(Choice(name, *values) for name, values in choices.items() if name in left)
     values = config.model_dump(mode="json")
@@ -128,6 +130,13 @@ def _learning_rate(config: Config, found: Found) -> tuple[float, str]:
     return LEARNING_RATES[optimizer, fine], f"{optimizer} from {start}"
 
 
+def _align_strength(config: Config) -> tuple[float, str]:
+    if config.select.align != "labeled":
+        return 1.0, ""
+    why = "how often classes come among the unlabeled images is not known; 1 where as often as "
+    return 0.5, f"{why}among the labeled ones"
+
+
 def _within(value: int, least: int, most: int) -> int:
     return min(most, max(least, value))
 
@@ -138,15 +147,19 @@ def _rounded(value: float) -> int:
     return int(unit * round(value / unit))
 
 
+ASSUMED = {"labeled": "in these proportions, too", "uniform": "equally many"}
+
+
 def describe_classes(
-    classes: list[str], labeled: list[int], val: list[int], *, aligned: bool
+    classes: list[str], labeled: list[int], val: list[int], *, aligned: bool, assumed: str = "none"
 ) -> list[str]:
     """What a terminal says of how many labeled images the classes have.
 
     Args:
         classes: names.
         labeled, val: images of each class that train, and that validate.
-        aligned: whether pseudo labels are aligned already.
+        aligned: whether pseudo labels are aligned already while networks train.
+        assumed: ``select.align``: the proportions that classes are taken to have.
     """
 
     def one(k: int) -> str:
@@ -165,6 +178,11 @@ def describe_classes(
         text += f"{classes[order[0]]} {fewest:,}): small ones may lose"
         flags = [] if aligned else ["--fixmatch.align labeled"]
         lines.append(f"{text}; see {' and '.join([*flags, '--select.max-per-class N'])}")
+    if assumed != "none":
+        lines.append(
+            f"assumed: among the unlabeled images classes are {ASSUMED[assumed]}; if they are far "
+            "from that, give --select.align none"
+        )
     return lines
 
 

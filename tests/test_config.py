@@ -199,7 +199,7 @@ def test_a_recipe_sets_the_same_however_it_is_asked_for(name):
 
 def test_the_papers_recipe_is_that_of_the_sections():
     sections = digits(recipe="paper")
-    assert sections.select == SelectConfig()
+    assert sections.select == SelectConfig(align_strength=1.0)
     assert sections.inner == InnerConfig()
 
 

@@ -11,6 +11,7 @@ from kdfm_ray.types import UserError
 OPEN = [
     "data.image_size",
     "model.pretrained",
+    "select.align_strength",
     "train.eval_every",
     "train.learning_rate",
     "train.log_every",
@@ -30,7 +31,7 @@ def filled(config, **values):
     return fill(config, found(**values))
 
 
-def test_own_images_leave_six_fields_open_and_all_are_filled():
+def test_own_images_leave_seven_fields_open_and_all_are_filled():
     config, choices = filled(own())
     assert sorted(open_fields(own())) == OPEN == sorted(each.field for each in choices)
     assert open_fields(config) == []
@@ -38,6 +39,7 @@ def test_own_images_leave_six_fields_open_and_all_are_filled():
     assert config.train.steps == 4500, "20 x 50,000 / 224 = 4,464"
     assert (config.train.eval_every, config.train.log_every) == (450, 45)
     assert config.train.learning_rate == 0.03
+    assert config.select.align_strength == 0.5, "nobody knows the proportions"
     assert {each.why for each in choices} >= {
         "20 passes over 50,000 unlabeled images, 224 an update",
         "sgd from random weights",
@@ -92,7 +94,8 @@ def test_what_is_set_stays():
         model={"pretrained": "no"},
     )
     config, choices = filled(given, pretrained="yes")
-    assert sorted(each.field for each in choices) == ["data.image_size", "train.log_every"]
+    filled_in = ["data.image_size", "select.align_strength", "train.log_every"]
+    assert sorted(each.field for each in choices) == filled_in
     assert config.train.steps == 70
     assert config.steps_of("longer") == 140
     assert config.model.pretrained == "no"
@@ -132,6 +135,15 @@ def test_filled_values_that_do_not_go_with_set_ones_are_told():
     assert filled(own(inner={"init": "pretrained"}), pretrained="yes")
 
 
+@pytest.mark.parametrize("align", ["none", "uniform", "labeled"])
+def test_proportions_count_whole_where_they_are_known_and_are_told_where_not(align):
+    config, choices = filled(own(select={"align": align}))
+    (choice,) = [each for each in choices if each.field == "select.align_strength"]
+    half = align == "labeled"
+    assert (config.select.align_strength == 0.5, bool(choice.why)) == (half, half)
+    assert parse_config({"data": {"name": "digits"}}).select.align_strength == 1
+
+
 def test_steps_that_are_open_are_not_read():
     with pytest.raises(AssertionError):
         own().steps_of("outer")
@@ -166,6 +178,8 @@ def test_classes_are_told_in_a_line_and_a_warning_when_they_are_far_from_equal()
     assert "cat has 90 labeled images, owl 8" in warning
     assert "--fixmatch.align labeled and --select.max-per-class" in warning
     assert "align" not in describe_classes(names, [90, 10, 8], [0, 0, 0], aligned=True)[1]
+    *_, told = describe_classes(names, [9, 10, 8], [0, 0, 0], aligned=False, assumed="labeled")
+    assert "in these proportions, too; if they are far from that, give --select.align none" in told
     many = [f"c{k:02d}" for k in range(20)]
     (line,) = describe_classes(many, list(range(20, 40)), [0] * 20, aligned=False)
     assert line == "labeled images (training): 20 classes, from c00 20 to c19 39"

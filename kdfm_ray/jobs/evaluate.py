@@ -198,7 +198,8 @@ def verdict_warnings(
     if inner is not None and outer is not None and inner < outer:
         found.append(
             f"the inner network ({inner:.1%}) is below the outer one ({outer:.1%}): look at the "
-            "trusted subset's precision, raise select.tau_select, or try inner.loss sce"
+            "trusted subset's precision, raise select.tau_select or lower select.share, or try "
+            "inner.loss sce"
         )
     if inner is not None and base is not None and inner <= base:
         found.append(
