@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import threading
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -83,9 +85,23 @@ def train_here(whole: Sweep, labels: Sequence[int], arguments: argparse.Namespac
     parts = [part_of(whole, count, [seed]) for seed in whole.seeds for count in labels]
     parts = [part for part in parts if any(missing(part))]
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # see jobs/session.py
-    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(
+        arguments.processes, spawn, initializer=_end_with, initargs=(os.getpid(),)
+    ) as pool:
         for done in [pool.submit(_train_part, part, arguments) for part in parts]:
             done.result()
+
+
+def _end_with(parent: int) -> None:
+    """A process of the pool would go on alone when its parent is killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # what the store has is whole; a training under way is gone
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _train_part(part: Sweep, arguments: argparse.Namespace) -> None:

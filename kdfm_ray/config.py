@@ -338,6 +338,13 @@ class SelectConfig(Section):
         description="trust at most this share of the unlabeled images, the most confident ones; "
         "none: all that pass",
     )
+    share_of_each: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share: of each class trust at least this share of its images, however sure "
+        "the others are, so that no class is left out",
+    )
     max_per_class: int | None = Field(
         None,
         ge=1,
@@ -485,6 +492,7 @@ CAME_LATER: dict[str, dict[str, Any]] = {
         "align": "none",
         "align_strength": 1.0,
         "share": None,
+        "share_of_each": 0.0,
     },
     "inner": {"steps": None, "merge": "own_first", "tau_override": None, "trust_until": 1.0},
 }
@@ -499,6 +507,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "select.clusterer": "dec",
         "select.tau_select": 0.8,
         "select.share": None,
+        "select.share_of_each": 0.0,
         "inner.init": "auto",
         "inner.merge": "own_first",
         "inner.loss": "ce",
@@ -510,6 +519,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "select.clusterer": "none",
         "select.tau_select": 0.0,
         "select.share": 0.6,
+        "select.share_of_each": 0.15,
         "inner.init": "outer",
         "inner.merge": "trusted_first",
         "inner.loss": "sce",

@@ -103,6 +103,7 @@ def _select(
             allowed_fall=settings.allowed_fall,
             max_per_class=settings.max_per_class,
             share=settings.share,
+            share_of_each=settings.share_of_each,
             class_names=dataset.record()["classes"],
             emit=lambda event: emit({"stage": "select"} | event),
         )
@@ -160,6 +161,6 @@ def clusterer_options(settings: SelectConfig) -> dict[str, object]:
     named = {
         *("tau_select", "clusterer", "num_clusters", "labeled_weight", "sample_size"),
         *("allowed_fall", "max_per_class", "labels", "graph_alpha", "align", "align_strength"),
-        "share",
+        *("share", "share_of_each"),
     }
     return settings.model_dump(exclude=named)

@@ -13,6 +13,7 @@ Legend: n images, d embedding size, k classes, m labeled images, t trusted image
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ def select_trusted(
     allowed_fall: float = 0.0,
     max_per_class: int | None = None,
     share: float | None = None,
+    share_of_each: float = 0.0,
     class_names: Sequence[str] | None = None,
     emit: Emit | None = None,
 ) -> Selection:
@@ -115,6 +117,8 @@ def select_trusted(
             confident ones the first); ``None`` for all.
         share: trust at most this share of the unlabeled images, the most confident in the same
             way; ``None`` for all.
+        share_of_each: beside ``share``: of the images of each class that passed the filters, this
+            share is trusted whatever the others' confidence.
         class_names: for the warnings; class numbers without it.
         emit: takes progress events.
 
@@ -164,7 +168,7 @@ def select_trusted(
         trusted = _most_confident(images, agreed, max_per_class)
     if share is not None:
         most = max(1, round(share * int(images.unlabeled.sum())))
-        trusted = _first(images, trusted, most)
+        trusted = _first(images, trusted, most) | _some_of_each(images, trusted, share_of_each)
     limited = max_per_class is not None or share is not None
 
     real = (cluster != NOISE) & images.unlabeled
@@ -194,6 +198,17 @@ def _most_confident(
     kept = np.zeros(len(among), bool)
     for number in range(images.num_classes):
         kept |= _first(images, among & (images.predicted == number), most)
+    return kept
+
+
+def _some_of_each(
+    images: Images, among: Bool[np.ndarray, " n"], share: float
+) -> Bool[np.ndarray, " n"]:
+    """Of each class a share, its most confident images."""
+    kept = np.zeros(len(among), bool)
+    for number in range(images.num_classes):
+        members = among & (images.predicted == number)
+        kept |= _first(images, members, math.ceil(share * int(members.sum())))
     return kept
 
 

@@ -349,6 +349,18 @@ def test_a_share_keeps_the_most_confident_of_all(say):
     assert select(predicted, confidence, share=0.01).trusted_index.tolist() == [4], "never none"
 
 
+def test_no_class_is_left_out_where_some_of_each_are_asked_for(say):
+    say([0, 0, 0, 1, 1, 2, 2])
+    predicted, confidence = [0, 0, 0, 1, 1, 2, 2], [0.99, 0.98, 0.97, 0.94, 0.93, 0.91, 0.92]
+    few = select(predicted, confidence, share=0.43, share_of_each=0.4)
+    assert few.trusted_index.tolist() == [0, 1, 2, 3, 6], "three of all, and one of each class"
+    say([0, 0, 0, 1, 1, 2, 2])
+    without = select(predicted, confidence, share=0.43)
+    assert without.trusted_index.tolist() == [0, 1, 2]
+    assert "no trusted image of class 1, 2" in without.record["warnings"][0]
+    assert few.record["warnings"] == []
+
+
 def test_a_quota_that_no_class_reaches_changes_nothing(say):
     say([2, 2, 0, 0, 1, 1])
     predicted, confidence = [0, 0, 1, 1, 2, 2], [0.9] * 6
