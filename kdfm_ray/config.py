@@ -519,7 +519,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "select.clusterer": "none",
         "select.tau_select": 0.0,
         "select.share": 0.6,
-        "select.share_of_each": 0.15,
+        "select.share_of_each": 0.05,
         "inner.init": "outer",
         "inner.merge": "trusted_first",
         "inner.loss": "sce",
