@@ -18,6 +18,7 @@ import psutil
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 STAGES = ("outer", "label", "select", "inner")
 FLAGS = {
+    "recipe": "paper",  # which has the longest stages
     "scale.cpus-per-worker": 1,
     "train.steps": 60,
     "train.batch-size": 16,

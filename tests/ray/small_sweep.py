@@ -13,6 +13,7 @@ from kdfm_ray.config import (
 from kdfm_ray.sweeps.space import make_sweep
 
 BASE = Config(
+    recipe="paper",
     baseline=False,
     data=DataConfig(name="digits", num_labels=100, image_size=16),
     model=ModelConfig(name="wrn_10_2"),

@@ -15,7 +15,7 @@ import pytest
 
 import kdfm_ray as kdfm
 from experiments import find_preset
-from kdfm_ray.config import parse_config
+from kdfm_ray.config import parse_config, set_recipe
 from kdfm_ray.jobs.board import TrainTask
 from kdfm_ray.jobs.crew import Crew
 from kdfm_ray.jobs.label import Labeler, label
@@ -41,6 +41,7 @@ pytestmark = [
 def make_config(store, **changes):
     """A few updates: enough to pass through every stage, not to learn much."""
     values = find_preset("digits")().model_dump(mode="json")
+    set_recipe(values, "paper")  # which has the longest stages
     values["store"] = str(store)
     flags = {
         "scale.cpus_per_worker": 2,
