@@ -118,13 +118,13 @@ def test_two_folders_of_ones_own(pets):
     for score in report["scores"].values():
         assert score["calibrated"]["images"] == report["data"]["val"]
         assert sum(score["calibrated"]["reliability"]["count"]) == score["count"] == 10
-    assert report["overridden"]["looked_at"] == 40
+    assert report["overridden"]["looked_at"] == 24, "all that are trusted"
     assert run.classes == ["cat", "dog"]
     assert report["data"]["labeled"] + report["data"]["val"] == 16
     assert report["data"]["unlabeled"] == report["data"]["labeled"] + 40
     assert report["test_accuracy"]["inner"] == 1.0
     assert report["trusted"]["precision"] is None, "nobody knows the truth of the user's images"
-    assert report["trusted"]["size"] == 40
+    assert report["trusted"]["size"] == 24, "60 % of 40"
     red = np.full((1, 16, 16, 3), (180, 60, 60), dtype=np.uint8)
     assert run.predict_probs(red).argmax() == 0
     found = kdfm.load(run.path).predict(pets / "unlabeled").rows

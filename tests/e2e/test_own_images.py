@@ -418,6 +418,7 @@ def test_a_run_without_flags_keeps_what_it_was_begun_with(tmp_path, rng, monkeyp
         "train.learning_rate": 0.01,
         "train.eval_every": 10,
         "train.log_every": 10,
+        "select.align_strength": 0.5,
     }
     given = Config.from_yaml(tmp_path / "run" / "config.yaml")
     assert sorted(resolve_module.open_fields(given)) == sorted(begun["resolved"])
@@ -492,5 +493,5 @@ def test_trials_over_own_images_are_filled_by_their_own_settings(tmp_path, rng, 
     for trial in again:
         optimizer = trial.values["train.optimizer"]
         assert trial.config.train.learning_rate == {"sgd": 0.03, "adamw": 1e-3}[optimizer]
-        assert trial.config.steps_of("inner") == 500
+        assert (trial.config.steps_of("outer"), trial.config.steps_of("inner")) == (250, 750)
         assert unranked(trial.config) == []
