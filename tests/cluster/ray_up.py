@@ -43,7 +43,8 @@ BIN = Path(sys.prefix) / "bin"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 STEPS = 60
 USES = ("sshd", "gcs", "dashboard", "tunnel", "agent", "client", "node", "objects")
-KDFM = ["kdfm", "train", "digits", "--baseline", "no", "--scale.num-workers", "1"]
+KDFM = ["kdfm", "train", "digits", "--recipe", "paper", "--baseline", "no"]
+KDFM += ["--scale.num-workers", "1"]
 KDFM += ["--faults.save-every", "10"]
 # After so few steps nothing is confident: without this the trusted subset would be empty.
 KDFM += ["--select.tau-select", "0.1", "--select.pretrain-epochs", "2", "--select.max-iter", "300"]
