@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
 from kdfm_ray.store import Artifact
+from kdfm_ray.trust.rows import gather
 
 PARTS = "parts"  # folder of the Parquet files in the artifact
 
@@ -52,16 +53,7 @@ class LabelFiles:
 
     def take(self, index: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
         """Embeddings at positions, which ascend."""
-        found: Float32[np.ndarray, "m d"] | None = None
-        place = np.full(len(self), -1)
-        place[index] = np.arange(len(index))
-        for positions, embeddings in self.parts():
-            if found is None:
-                found = np.empty((len(index), embeddings.shape[1]), np.float32)
-            where = place[positions]
-            found[where[where >= 0]] = embeddings[where >= 0]
-        assert found is not None, "an artifact without files"
-        return found
+        return gather(self.parts(), index, len(self))
 
     def parts(self) -> Iterator[tuple[Int64[np.ndarray, " m"], Float32[np.ndarray, "m d"]]]:
         """Positions and embeddings of one file after the other."""

@@ -18,9 +18,9 @@ from typing import Literal, Protocol
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from kdfm_ray.trust import kmeans
 from kdfm_ray.trust.balance import class_weights, relabel
-from kdfm_ray.trust.rows import Rows
+from kdfm_ray.trust.neighbors import make_neighbors
+from kdfm_ray.trust.rows import Rows, gather
 from kdfm_ray.trust.spread import directions, spread_beliefs
 from kdfm_ray.types import UNKNOWN
 
@@ -86,7 +86,7 @@ def relabel_all(
     if sample_size < n:
         chosen = np.random.default_rng(seed).choice(n, sample_size, replace=False)
         chosen = np.union1d(chosen, np.flatnonzero(known != UNKNOWN))
-    beliefs, x = _probabilities_of(rows, chosen), None
+    beliefs, x = gather(rows.probabilities(), chosen, n), None
     if source == "graph":
         told = known[chosen]
         labeled = told != UNKNOWN
@@ -102,6 +102,7 @@ def relabel_all(
     if len(chosen) < n:
         rest = np.ones(n, bool)
         rest[chosen] = False
+        around_them = None if x is None else make_neighbors(x, int(rest.sum()))
         for (index, embeddings), (same, probs) in zip(
             rows.parts(), rows.probabilities(), strict=True
         ):
@@ -110,26 +111,11 @@ def relabel_all(
             if not wanted.any():
                 continue
             own = probs[wanted]
-            if x is not None:
-                count = min(neighbors, len(x))
-                found, _ = kmeans.nearest(directions(embeddings[wanted]), x, count=count)
+            if around_them is not None:
+                count = min(neighbors, len(chosen))
+                found, _ = around_them.search(directions(embeddings[wanted]), count)
                 around = beliefs[found].mean(axis=1)
                 own = (alpha * around + (1 - alpha) * own).astype(np.float32)
             where = index[wanted]
             predicted[where], confidence[where] = relabel(own, weights)
     return Relabeled(predicted, confidence, None if shares is None else weights, len(chosen))
-
-
-def _probabilities_of(
-    rows: LabeledRows, chosen: Int64[np.ndarray, " m"]
-) -> Float32[np.ndarray, "m k"]:
-    place = np.full(len(rows), -1)
-    place[chosen] = np.arange(len(chosen))
-    found: Float32[np.ndarray, "m k"] | None = None
-    for index, probs in rows.probabilities():
-        if found is None:
-            found = np.empty((len(chosen), probs.shape[1]), np.float32)
-        where = place[index]
-        found[where[where >= 0]] = probs[where >= 0]
-    assert found is not None, "no images"
-    return found

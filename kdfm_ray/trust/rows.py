@@ -1,16 +1,16 @@
 """Embeddings of any number of images, read piece by piece.
 
-Legend: n images, m of them, d embedding size.
+Legend: n images, m of them, p that are asked for, d embedding size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 
 PART = 65_536  # rows of a piece of an array
 
@@ -27,6 +27,24 @@ class Rows(Protocol):
 
     def parts(self) -> Iterator[tuple[Int64[np.ndarray, " m"], Float[np.ndarray, "m d"]]]:
         """All of them in pieces, in any order: positions, and the embeddings there."""
+
+
+def gather(
+    pieces: Iterable[tuple[Int64[np.ndarray, " m"], Float[np.ndarray, "m d"]]],
+    index: Int64[np.ndarray, " p"],
+    n: int,
+) -> Float32[np.ndarray, "p d"]:
+    """The rows at some positions of ``n``, out of pieces that come in any order."""
+    found: Float32[np.ndarray, "p d"] | None = None
+    place = np.full(n, -1)
+    place[index] = np.arange(len(index))
+    for positions, rows in pieces:
+        if found is None:
+            found = np.empty((len(index), rows.shape[1]), np.float32)
+        where = place[positions]
+        found[where[where >= 0]] = rows[where >= 0]
+    assert found is not None, "no pieces"
+    return found
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from kdfm_ray.trust import kmeans
+from kdfm_ray.trust.neighbors import make_neighbors
 from kdfm_ray.types import UNKNOWN
 
 POWER = 3.0  # of the cosine, which is an edge's weight (arXiv 1904.04717, section 4.2)
@@ -105,7 +105,7 @@ def _graph(x: Float[np.ndarray, "n d"], neighbors: int) -> Any:
     n = len(x)
     direction = directions(x)
     count = min(neighbors + 1, n)  # itself is among them
-    found, squared = kmeans.nearest(direction, direction, count=count)
+    found, squared = make_neighbors(direction, n).search(direction, count)
     cosine = 1 - squared / 2
     weight = np.where(found == np.arange(n)[:, None], 0, np.maximum(cosine, 0) ** POWER)
     rows = np.repeat(np.arange(n), count)
