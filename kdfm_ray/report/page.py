@@ -262,11 +262,16 @@ def _trusted(report: Mapping[str, Any]) -> str:
         else "confident",
         "agreement": "and their cluster agrees: trusted",
     }
-    if selection.get("clusterer") == "none":
-        steps["agreement"] = "trusted (no clusters were asked)"
+    if selection.get("tau_select") == 0:
+        del steps["confidence"]  # lets all pass
+    asked = selection.get("clusterer") != "none"
     if "before_quota" in selection["filters"]:
-        agreed = steps.pop("agreement").replace(": trusted", "").replace("trusted ", "")
-        steps |= {"before_quota": agreed, "agreement": "of these the most confident: trusted"}
+        if asked:
+            steps["before_quota"] = "and their cluster agrees"
+        del steps["agreement"]  # comes last
+        steps["agreement"] = "of these the most confident: trusted"
+    elif not asked:
+        steps["agreement"] = "trusted (no clusters were asked)"
     rows = []
     for name, title in steps.items():
         found = selection["filters"][name]

@@ -135,6 +135,20 @@ def test_a_poorer_run_has_its_page(made, poorer):
     assert ("no clusters were asked" in words) == (poorer.get("clusterer") == "none")
 
 
+@pytest.mark.parametrize("clusterer", ["none", "dec"])
+@pytest.mark.parametrize("tau", [0.0, 0.8])
+def test_the_way_to_the_trusted_images_has_the_steps_that_were_asked_for(made, clusterer, tau):
+    given = made(5, clusterer=clusterer)
+    filters = given.report["selection"]["filters"]
+    quota = {"filters": filters | {"before_quota": filters["agreement"]}, "tau_select": tau}
+    report = given.report | {"selection": given.report["selection"] | quota}
+    words = read(report_page(report, given.lines, given.pictures))
+    assert "of these the most confident: trusted" in words
+    assert ("confident (at least 0.8)" in words) == (tau > 0)
+    assert ("and their cluster agrees" in words) == (clusterer == "dec")
+    assert "no clusters were asked" not in words
+
+
 def test_a_run_that_ended_early_says_why_and_shows_what_there_is(made):
     given = made(3)
     report = given.report | {
