@@ -7,8 +7,10 @@ validation and test images, network, batch, mu, learning rate, schedule, weight 
 updates (T and 2 T); the strong views have two RandAugment operations of probability 0.5, as ours,
 unless ``--own-strength`` keeps the peer's three. What stays different is what each of them is: the
 peer computes in float32, shows the weak views to the network in training mode together with the
-others, and its EMA starts from the initial weights without a warm-up, which after some hundred
-updates are still half of it; so the last weights are tested too. One JSON line a run; our figures
+others, and its EMA (0.999) and the statistics of its batch norm (momentum 0.001) start from the
+initial ones without a warm-up, which after some hundred updates are still half of them. So the last
+weights are tested too, and either with the batch norm's statistics measured anew on 5,000 training
+images (no part of semilearn). One JSON line a run; our figures
 of the same cells are those that ``evidence.py --table`` prints.
 """
 

@@ -10,6 +10,7 @@ the hooks that evaluate, save and print.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import resource
@@ -87,11 +88,13 @@ def main() -> None:
     measured = seconds[arguments.warmup :]
     views = arguments.global_batch * (1 + 2 * arguments.mu)
     per_step = sum(measured) / len(measured)
+    finished = time.perf_counter()
+    networks = {"ema": algorithm.ema_model, "last": algorithm.model}
+    if arguments.test:
+        anew = {f"{name}, norms anew": _normed(each, images) for name, each in networks.items()}
+        networks |= anew
     accuracy = {
-        part: {
-            name: _accuracy(network, *of_part)
-            for name, network in (("ema", algorithm.ema_model), ("last", algorithm.model))
-        }
+        part: {name: _accuracy(network, *of_part) for name, network in networks.items()}
         for part, of_part in zip(arguments.test, test, strict=True)
     }
     print(
@@ -101,7 +104,7 @@ def main() -> None:
                 "seconds_per_step": per_step,
                 "median_seconds_per_step": float(np.median(measured)),
                 "images_per_second": views / per_step,
-                "seconds_in_all": time.perf_counter() - started,
+                "seconds_in_all": finished - started,
                 "steps": len(measured),
                 "threads": arguments.threads,
                 "loader_workers": arguments.loader_workers,
@@ -122,13 +125,32 @@ def _builder(net: str) -> Callable[..., torch.nn.Module]:
 
 
 @torch.inference_mode()
+def _normed(network: torch.nn.Module, images: np.ndarray) -> torch.nn.Module:
+    """A copy whose batch norm has the mean statistics of some training images.
+
+    Its own are running means of momentum 0.001, which some hundred updates leave far behind.
+    """
+    network = copy.deepcopy(network).train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    for first in range(0, min(len(images), 5000), 500):
+        network(_prepared(images[first : first + 500]))
+    return network
+
+
+def _prepared(images: np.ndarray) -> torch.Tensor:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
+
+
+@torch.inference_mode()
 def _accuracy(network: torch.nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
     network.eval()
     right = 0
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     for first in range(0, len(images), 500):
-        part = torch.from_numpy(images[first : first + 500]).permute(0, 3, 1, 2) / 255
-        predicted = network((part - mean) / std)["logits"].argmax(1).numpy()
+        predicted = network(_prepared(images[first : first + 500]))["logits"].argmax(1).numpy()
         right += int((predicted == labels[first : first + 500]).sum())
     return right / len(images)
 
