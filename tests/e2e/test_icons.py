@@ -120,7 +120,8 @@ def test_networks_start_from_imagenets_weights(folders, monkeypatch):
         model=lite0.MODEL,
         settings=TINY
         | {"model.pretrained": str(weights), "train.steps": 2, "baseline": False}
-        | {"train.optimizer": "adamw", "train.learning_rate": 1e-3},
+        | {"train.optimizer": "adamw", "train.learning_rate": 1e-3}
+        | {"inner.init": "pretrained"},
     )
     state = load_file(weights)
     features = [name for name in state if not name.startswith("classifier")]
