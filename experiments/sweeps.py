@@ -441,7 +441,7 @@ def evidence() -> Sweep:
     beside the inner network; the clusterer none is selection by confidence alone. In bf16, as
     fp32 takes twice as long where the CPU multiplies bf16 matrices itself (AMX).
 
-    Cost: 40 minutes for one number of labels on 2 CPU cores with AMX, in two processes
+    Cost: about 40 minutes for one number of labels on 2 CPU cores with AMX, in two processes
     Result: recipe graph less FixMatch(2T): 40 labels +1.05 [-2.63, +4.74], 100 +1.18 [+0.21, +2.16]
     """
     small = _small(steps=600, precision=BF16)

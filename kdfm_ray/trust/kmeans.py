@@ -93,12 +93,19 @@ def nearest(
 
     index = faiss.IndexFlatL2(others.shape[1])
     index.add(np.ascontiguousarray(others, dtype=np.float32))
+    return search(index, x, count)
+
+
+def search(
+    index: Any, x: Float[np.ndarray, "n d"], count: int
+) -> tuple[Int64[np.ndarray, "n {count}"], Float32[np.ndarray, "n {count}"]]:
+    """What a FAISS index finds for every point, in batches: positions and squared distances."""
     found = np.empty((len(x), count), np.int64)
     distance = np.empty((len(x), count), np.float32)
     for low in range(0, len(x), ASSIGN_BATCH):
         batch = np.ascontiguousarray(x[low : low + ASSIGN_BATCH], dtype=np.float32)
         part = slice(low, low + len(batch))
-        with one_thread(batch.size * len(others) < SMALL):
+        with one_thread(batch.size * index.ntotal < SMALL):
             distance[part], found[part] = index.search(batch, count)
     return found, distance
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from kdfm_ray.trust.kmeans import ASSIGN_BATCH, SMALL, one_thread
+from kdfm_ray.trust import kmeans
 
 EXACT = 4e12  # operations of a search among all points: under a minute on two cores
 LISTS_PER_ROOT, PROBES = 4, 16  # FAISS's own advice: 4 sqrt(n) lists; of which so many are searched
@@ -31,13 +31,7 @@ class Neighbors:
 
         Where the lists that were searched hold fewer, the nearest stands again in their place.
         """
-        found = np.empty((len(x), count), np.int64)
-        distance = np.empty((len(x), count), np.float32)
-        for low in range(0, len(x), ASSIGN_BATCH):
-            batch = np.ascontiguousarray(x[low : low + ASSIGN_BATCH], dtype=np.float32)
-            part = slice(low, low + len(batch))
-            with one_thread(batch.size * self.index.ntotal < SMALL):
-                distance[part], found[part] = self.index.search(batch, count)
+        found, distance = kmeans.search(self.index, x, count)
         missing = found < 0
         found = np.where(missing, found[:, :1], found)
         return found, np.where(missing, distance[:, :1], distance)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +54,9 @@ class Selection:
         record: fit for JSON. ``filters`` (``all``, ``confidence``, ``agreement``: see
             ``Images.figures``; with ``max_per_class`` or ``share`` also ``before_quota``), ``nmi``
             and ``ari`` of clusters against pseudo labels (noise left out), ``agreement`` (matched,
-            at DEC's
-            ``start`` and at the ``end``), ``fallback`` (DEC's start was used), ``cluster_sizes``
-            (labeled images among them), ``noise``, ``part_seconds``, ``warnings``, and the
-            clusterer's ``details``.
+            at DEC's ``start`` and at the ``end``), ``fallback`` (DEC's start was used),
+            ``cluster_sizes`` (labeled images among them), ``noise``, ``part_seconds``,
+            ``warnings``, and the clusterer's ``details``.
     """
 
     trusted_index: Int64[np.ndarray, " t"]
@@ -165,10 +164,11 @@ def select_trusted(
 
     agreed = trusted
     if max_per_class is not None:
-        trusted = _most_confident(images, agreed, max_per_class)
+        trusted = _of_each(images, agreed, lambda size: max_per_class)
     if share is not None:
         most = max(1, round(share * int(images.unlabeled.sum())))
-        trusted = _first(images, trusted, most) | _some_of_each(images, trusted, share_of_each)
+        some = _of_each(images, trusted, lambda size: math.ceil(share_of_each * size))
+        trusted = _first(images, trusted, most) | some
     limited = max_per_class is not None or share is not None
 
     real = (cluster != NOISE) & images.unlabeled
@@ -191,24 +191,14 @@ def select_trusted(
     return Selection(index, images.predicted[index], cluster, matching.cluster_to_class, record)
 
 
-def _most_confident(
-    images: Images, among: Bool[np.ndarray, " n"], most: int
+def _of_each(
+    images: Images, among: Bool[np.ndarray, " n"], most: Callable[[int], int]
 ) -> Bool[np.ndarray, " n"]:
-    """At most so many images of each class."""
-    kept = np.zeros(len(among), bool)
-    for number in range(images.num_classes):
-        kept |= _first(images, among & (images.predicted == number), most)
-    return kept
-
-
-def _some_of_each(
-    images: Images, among: Bool[np.ndarray, " n"], share: float
-) -> Bool[np.ndarray, " n"]:
-    """Of each class a share, its most confident images."""
+    """The most confident images of each class, as many as ``most`` says for its size."""
     kept = np.zeros(len(among), bool)
     for number in range(images.num_classes):
         members = among & (images.predicted == number)
-        kept |= _first(images, members, math.ceil(share * int(members.sum())))
+        kept |= _first(images, members, most(int(members.sum())))
     return kept
 
 
