@@ -157,6 +157,8 @@ def test_the_command_has_what_was_given_and_the_other_one_all():
         assert flag in rerun_command(config)
     named = Config(data={"name": "digits"})
     assert rerun_command(named) == "kdfm train --data.name digits"
+    paper = Config(recipe="paper", data={"name": "digits"})
+    assert rerun_command(paper) == "kdfm train --recipe paper --data.name digits"
 
 
 def test_findings_survive_json_and_damage():

@@ -93,7 +93,7 @@ def pets(tmp_path):
     return tmp_path
 
 
-def test_two_folders_of_ones_own(pets):
+def test_two_folders_of_ones_own(pets, capsys):
     settings = TINY | {
         "train.steps": 30,
         "train.ema_decay": 0.8,
@@ -138,9 +138,10 @@ def test_two_folders_of_ones_own(pets):
         model="wrn_10_2",
         out=pets / "run2",
         store=str(pets / "store"),
-        settings=settings | {"baseline": False},
-        progress=False,
+        settings=settings | {"baseline": False, "select.align_strength": 1.0},
     )
+    told = " ".join(capsys.readouterr().out.split())
+    assert "assumed: among the unlabeled images classes are in these proportions, too" in told
     assert again.report["test_accuracy"] == {"outer": None, "inner": None}
     assert again.report["val_accuracy"]["inner"] is not None
     assert "baseline" not in again.report["stages"]
@@ -171,7 +172,21 @@ def test_two_folders_of_ones_own(pets):
         kdfm.load(pets / "run3")
 
 
-def test_the_recipe_graph_on_two_folders(pets):
+def test_the_recipe_graph_on_two_folders(pets, monkeypatch):
+    from kdfm_ray.jobs import select
+    from kdfm_ray.trust import select as trust
+
+    given = {}
+
+    def noting(make):
+        def noted(*rest, **settings):
+            given.update(settings)
+            return make(*rest, **settings)
+
+        return noted
+
+    monkeypatch.setattr(select, "relabel_all", noting(select.relabel_all))
+    monkeypatch.setattr(trust, "select_trusted", noting(trust.select_trusted))
     run = kdfm.train(
         labeled=pets / "labeled",
         unlabeled=pets / "unlabeled",
@@ -190,6 +205,8 @@ def test_the_recipe_graph_on_two_folders(pets):
         },
         progress=False,
     )
+    wanted = {"source": "graph", "strength": 0.5, "share": 0.6, "share_of_each": 0.05}
+    assert given.items() >= wanted.items()
     selection = run.report["selection"]
     assert selection["relabeled"]["source"] == "graph"
     assert len(selection["relabeled"]["class_weights"]) == 2
