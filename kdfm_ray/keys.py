@@ -7,13 +7,16 @@ stage's version whenever its code gives another result for the same inputs.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from kdfm_ray.config import Config, content_hash, hashed
+from kdfm_ray.config import NO_FILE, Config, content_hash, hashed
 from kdfm_ray.models.numerics import Numerics
-from kdfm_ray.types import Role
+from kdfm_ray.types import Role, UserError
 
 VERSIONS = {
     "dataset": 1,
@@ -52,6 +55,35 @@ def stages_hashes(config: Config) -> list[str]:
     networks = {name: n for name, n in VERSIONS.items() if name not in FIGURES}
     before = [content_hash(networks | figures | later) for figures in EARLIER_FIGURES]
     return [content_hash(VERSIONS | later), *before]
+
+
+@functools.cache
+def weights_hash(pretrained: str) -> str:
+    """``no``, ``yes``, or the content hash of the file of weights, wherever it lies.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if pretrained in NO_FILE:
+        return pretrained
+    try:
+        with Path(pretrained).expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"the pretrained weights {pretrained} cannot be read: {error.strerror or error}"
+        ) from error
+
+
+def recorded_hash(config: Config) -> str:
+    """Name of a config where results are recorded: its hash, with weights by content.
+
+    Raises:
+        UserError: a file of weights that cannot be read.
+    """
+    pretrained = weights_hash(config.model.pretrained)
+    model = config.model.model_copy(update={"pretrained": pretrained})
+    return config.model_copy(update={"model": model}).hash()
 
 
 def dataset_key(

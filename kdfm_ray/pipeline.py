@@ -7,17 +7,14 @@ again. The driver holds keys and small facts, never images, labels or weights.
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdfm_ray import keys
 from kdfm_ray.checkpoints import Checkpoints
-from kdfm_ray.config import NO_FILE, Config, absolute_paths
+from kdfm_ray.config import Config, absolute_paths
 from kdfm_ray.jobs.board import TrainTask
 from kdfm_ray.jobs.crew import Crew
 from kdfm_ray.jobs.interrupts import noting_interrupts
@@ -178,7 +175,7 @@ def plan_run(config: Config, store: Store, session: Session, emit: Emit) -> tupl
 
 def make_plan(config: Config, dataset: str, split: str, numerics: Numerics) -> Plan:
     """All keys of a run; they are known before anything is trained."""
-    weights = _weights_hash(config.model.pretrained)
+    weights = keys.weights_hash(config.model.pretrained)
     assert weights != "auto", "resolve.fill comes first"
 
     def network(role: Role, **inputs: str | None) -> str:
@@ -588,12 +585,3 @@ class _Stages:
     def _note_reused(self, stage: str) -> None:
         self.reused.append(stage)
         self.emit({"stage": stage, "state": "reused"})
-
-
-@functools.cache
-def _weights_hash(pretrained: str) -> str:
-    """``no``, ``yes``, or the content hash of the file of weights, wherever it lies."""
-    if pretrained in NO_FILE:
-        return pretrained
-    with Path(pretrained).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

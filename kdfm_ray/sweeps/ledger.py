@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kdfm_ray.keys import stages_hashes
+from kdfm_ray.keys import recorded_hash, stages_hashes
 from kdfm_ray.sweeps.space import Trial
 from kdfm_ray.types import Role, UserError
 
@@ -123,7 +123,7 @@ class Cells:
     """A file of finished cells, one a line, that is kept with the code and carried elsewhere.
 
     A line counts where config, seed and the versions of all stages are the same, or were others
-    that gave the same accuracies.
+    that gave the same accuracies. A file of pretrained weights counts by its content.
     """
 
     def __init__(self, path: Path | None, versions: dict[str, str]) -> None:
@@ -159,7 +159,9 @@ class Cells:
 
     def find(self, trial: Trial) -> dict[str, Any] | None:
         """The line of that trial: ``row``, ``curve``, ``seconds``; none where it is not there."""
-        name = trial.config.hash()
+        if not self._rows:
+            return None
+        name = recorded_hash(trial.config)
         found = (self._rows.get((name, stages)) for stages in stages_hashes(trial.config))
         return next((line for line in found if line is not None), None)
 
@@ -176,7 +178,7 @@ class Cells:
         """
         if self._path is None or self.find(trial) is not None:
             return True
-        name, stages = trial.config.hash(), record.made.get("stages", "")
+        name, stages = recorded_hash(trial.config), record.made.get("stages", "")
         if stages not in stages_hashes(trial.config):
             return False
         line = {

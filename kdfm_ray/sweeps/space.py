@@ -211,28 +211,15 @@ class Sweep(Section):
         """Why a file of results would mix up trials: it knows them by their config alone."""
         if self.results is None:
             return []
-        problems = []
         places = {name: getattr(self.base.data, name) for name in DATA_PLACES}
         own = [f"data.{name}" for name, place in places.items() if place is not None]
         own += [f"data.{name}" for name in DATA_PLACES if f"data.{name}" in self.fields]
-        if own:
-            problems.append(
-                f"a file of results knows trials by their config, not by the images in folders "
-                f"({', '.join(dict.fromkeys(own))}): leave results out, or use a named data set"
-            )
-        pretrained = [self.base.model.pretrained, *self._values_of("model.pretrained")]
-        files = [str(each) for each in pretrained if str(each) not in ("no", "yes")]
-        if files:
-            problems.append(
-                "a file of results knows trials by their config, not by what is in a file of "
-                f"weights (model.pretrained = {files[0]}): leave results out, or use yes or no"
-            )
-        return problems
-
-    def _values_of(self, name: str) -> list[Any]:
-        """All that a field is given in ``space`` and ``cases``."""
-        values = list(getattr(self.space.get(name), "values", ()))
-        return values + [case[name] for case in self.cases if name in case]
+        if not own:
+            return []
+        return [
+            f"a file of results knows trials by their config, not by the images in folders "
+            f"({', '.join(dict.fromkeys(own))}): leave results out, or use a named data set"
+        ]
 
     def _broken_cases(self) -> list[str]:
         named = dict.fromkeys(name for case in self.cases for name in case)

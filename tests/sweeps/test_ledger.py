@@ -6,8 +6,16 @@ import json
 import pytest
 
 from kdfm_ray import UserError, grid
-from kdfm_ray.config import Config, DataConfig, content_hash
-from kdfm_ray.sweeps.ledger import TRIALS, Cells, Ledger, append_line, give_cells, take_cells
+from kdfm_ray.config import Config, DataConfig, ModelConfig, content_hash
+from kdfm_ray.sweeps.ledger import (
+    TRIALS,
+    Cells,
+    Ledger,
+    Record,
+    append_line,
+    give_cells,
+    take_cells,
+)
 from kdfm_ray.sweeps.space import make_sweep, make_trials
 
 NETWORKS = {"outer": "abc"}
@@ -85,8 +93,9 @@ def test_a_last_line_that_was_cut_short_costs_that_line_alone(tmp_path, cut):
     assert again.of("b").status == "stopped"
 
 
-def trials_of(seeds=(0, 1)):
-    base = Config(data=DataConfig(name="digits", num_labels=100))
+def trials_of(seeds=(0, 1), weights="no"):
+    model = ModelConfig(pretrained=weights)
+    base = Config(data=DataConfig(name="digits", num_labels=100), model=model)
     sweep = make_sweep(name="s", base=base, seeds=seeds, space={"inner.loss": grid("ce", "sce")})
     return make_trials(sweep, sweep.settings())
 
@@ -131,6 +140,27 @@ def test_cells_of_other_code_do_not_count(tmp_path, monkeypatch):
     assert Cells(path, {}).find(trials[0]) is not None
     monkeypatch.setitem(keys.VERSIONS, "inner", keys.VERSIONS["inner"] + 1)
     assert Cells(path, {}).find(trials[0]) is None
+
+
+def test_cells_know_pretrained_weights_by_what_is_in_the_file(tmp_path):
+    """So they count where the same file lies elsewhere, and not where another lies there."""
+    from kdfm_ray import keys
+
+    files = [
+        tmp_path / name for name in ("w.safetensors", "moved.safetensors", "other.safetensors")
+    ]
+    for file, content in zip(files, (b"one", b"one", b"two"), strict=True):
+        file.write_bytes(content)
+    first, moved, other = (trials_of(weights=str(file))[0] for file in files)
+    cells = Cells(tmp_path / "cells.jsonl", {})
+    cells.add(first, Record("finished", made=cells.made(first)))
+    again = Cells(tmp_path / "cells.jsonl", {})
+    assert again.find(first) == again.find(moved) is not None
+    assert again.find(other) is None
+    files[2].unlink()
+    keys.weights_hash.cache_clear()
+    with pytest.raises(UserError, match=r"other\.safetensors cannot be read: No such file"):
+        again.find(other)
 
 
 def test_a_finished_cell_that_a_crash_kept_from_the_file_is_added_later(tmp_path, monkeypatch):
