@@ -58,7 +58,7 @@ def main() -> None:
             raise SystemExit(f"--cases {', '.join(unknown)}: not in {list(known)}")
         cases = tuple(known[name] for name in arguments.cases)
         whole = whole.changed(cases=cases, results=whole.results)
-    labels = arguments.labels or list(_values(whole))
+    labels = arguments.labels or list(values_of(whole))
     say_missing(whole, labels)
     if arguments.processes and not arguments.table:
         train_here(whole, labels, arguments)
@@ -212,7 +212,8 @@ def _by_seed(whole: Sweep, count: int, figure: str, values: Values) -> dict[int,
     return {seed: cell["row"][figure] for seed, cell in found.items() if cell is not None}
 
 
-def _values(whole: Sweep) -> tuple[int, ...]:
+def values_of(whole: Sweep) -> tuple[int, ...]:
+    """Numbers of labels."""
     counts = whole.space[LABELS]
     assert isinstance(counts, Grid)
     return counts.values
