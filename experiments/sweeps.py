@@ -471,9 +471,9 @@ def evidence_pretrained() -> Sweep:
     python experiments/lite0.py runs/lite0.safetensors
     python experiments/evidence.py --sweep evidence_pretrained
 
-    T = 200 updates of ``tf_efficientnet_lite0``, with AdamW at the rate that was best on seed 20 for
-    labeled-only training (LOG); in fp32, which is faster than bf16 for its
-    depthwise convolutions, with AMX too. Recorded cells know the weights by the file's content.
+    T = 200 updates of ``tf_efficientnet_lite0``, with AdamW at the rate that was best for
+    labeled-only training on seed 20 (LOG); in fp32, which is faster than bf16 for its depthwise
+    convolutions, with AMX too. Recorded cells know the weights by the content of their file.
 
     Cost: not measured
     Result: not measured

