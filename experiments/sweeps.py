@@ -442,8 +442,7 @@ def evidence() -> Sweep:
     fp32 takes twice as long where the CPU multiplies bf16 matrices itself (AMX).
 
     Cost: about 40 minutes for one number of labels on 2 CPU cores with AMX, in two processes
-    Result: recipe graph less FixMatch(2T): 40 labels +1.05 [-2.63, +4.74], 100 +1.18 [+0.21, +2.16],
-    400 +0.78 [-0.09, +1.64]
+    Result: graph less FixMatch(2T), 40 / 100 / 400 labels: +1.1 ± 3.7, +1.2 ± 1.0, +0.8 ± 0.9
     """
     small = _small(steps=600, precision=BF16)
     data = small.data.model_copy(update={"image_size": None, "num_val": 5000})
