@@ -554,6 +554,29 @@ def graph_cpu() -> Sweep:
     )
 
 
+def adaptive_cpu() -> Sweep:
+    """FreeMatch's thresholds in every network: the recipe, and FixMatch of as many updates.
+
+    kdfm sweep adaptive_cpu
+
+    Otherwise as ``graph_cpu``, which has the same seeds and splits with fixed thresholds in fp32.
+
+    Cost: about half an hour on one CPU core with AMX
+    Result: not measured
+    """
+    small = graph_cpu().base
+    train = small.train.model_copy(update={"precision": BF16})
+    short = {"train.steps": 200, "inner.steps": 600}
+    return Sweep(
+        name="adaptive_cpu",
+        base=small.model_copy(update={"train": train}),
+        space={"data.num_labels": grid(40, 100), "fixmatch.thresholds": grid("adaptive")},
+        cases=(GRAPH | short,),
+        seeds=(13, 14, 15),
+        results=_results("adaptive_cpu"),
+    )
+
+
 SWEEPS: dict[str, Callable[[], Sweep]] = {
     function.__name__: function
     for function in (
@@ -581,5 +604,6 @@ SWEEPS: dict[str, Callable[[], Sweep]] = {
         evidence_pretrained,
         recipes_cpu,
         graph_cpu,
+        adaptive_cpu,
     )
 }
