@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from kdfm_ray.config import NO_FILE
 from kdfm_ray.keys import recorded_hash, stages_hashes
 from kdfm_ray.sweeps.space import Trial
 from kdfm_ray.types import Role, UserError
@@ -185,7 +186,7 @@ class Cells:
             "config_hash": name,
             "stages": stages,
             "seed": trial.seed,
-            "values": trial.values,
+            "values": _portable(trial.values),
             "row": record.row,
             "curve": record.curve,
             "networks": record.networks,
@@ -195,6 +196,14 @@ class Cells:
         append_line(self._path, line)
         self._rows[name, stages] = json.loads(json.dumps(line))
         return True
+
+
+def _portable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A file of weights by its name: where it lies is this machine's affair."""
+    weights = values.get("model.pretrained", "no")
+    if weights in NO_FILE:
+        return dict(values)
+    return dict(values) | {"model.pretrained": Path(weights).name}
 
 
 def take_cells(ledger: Ledger, cells: Cells, trials: Sequence[Trial]) -> int:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from kdfm_ray import UserError, grid
-from kdfm_ray.config import Config, DataConfig, ModelConfig, content_hash
+from kdfm_ray.config import Config, DataConfig, content_hash
 from kdfm_ray.sweeps.ledger import (
     TRIALS,
     Cells,
@@ -94,9 +94,9 @@ def test_a_last_line_that_was_cut_short_costs_that_line_alone(tmp_path, cut):
 
 
 def trials_of(seeds=(0, 1), weights="no"):
-    model = ModelConfig(pretrained=weights)
-    base = Config(data=DataConfig(name="digits", num_labels=100), model=model)
-    sweep = make_sweep(name="s", base=base, seeds=seeds, space={"inner.loss": grid("ce", "sce")})
+    base = Config(data=DataConfig(name="digits", num_labels=100))
+    space = {"inner.loss": grid("ce", "sce"), "model.pretrained": grid(weights)}
+    sweep = make_sweep(name="s", base=base, seeds=seeds, space=space)
     return make_trials(sweep, sweep.settings())
 
 
@@ -156,6 +156,8 @@ def test_cells_know_pretrained_weights_by_what_is_in_the_file(tmp_path):
     cells.add(first, Record("finished", made=cells.made(first)))
     again = Cells(tmp_path / "cells.jsonl", {})
     assert again.find(first) == again.find(moved) is not None
+    assert again.find(first)["values"]["model.pretrained"] == "w.safetensors"
+    assert str(tmp_path) not in (tmp_path / "cells.jsonl").read_text()
     assert again.find(other) is None
     files[2].unlink()
     keys.weights_hash.cache_clear()
