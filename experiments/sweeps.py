@@ -475,8 +475,8 @@ def evidence_pretrained() -> Sweep:
     labeled-only training on seed 20 (LOG); in fp32, which is faster than bf16 for its depthwise
     convolutions, with AMX too. Recorded cells know the weights by the content of their file.
 
-    Cost: not measured
-    Result: not measured
+    Cost: 30 minutes of one CPU core a seed
+    Result: less FixMatch(2T): recipe graph +1.78 ± 0.54, the paper's -2.03 ± 1.31
     """
     small = _small(400, steps=200)
     data = small.data.model_copy(update={"image_size": 48, "num_val": 5000})
