@@ -561,8 +561,8 @@ def adaptive_cpu() -> Sweep:
 
     Otherwise as ``graph_cpu``, which has the same seeds and splits with fixed thresholds in fp32.
 
-    Cost: about half an hour on one CPU core with AMX
-    Result: not measured
+    Cost: half an hour on one CPU core with AMX
+    Result: less FixMatch(2T) with the same thresholds: 40 labels -0.52 ± 4.75, 100 +0.33 ± 1.47
     """
     small = graph_cpu().base
     train = small.train.model_copy(update={"precision": BF16})
