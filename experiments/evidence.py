@@ -3,6 +3,7 @@
     python experiments/evidence.py --data-root DIR     (make evidence; DIR: Fashion-MNIST's files)
     python experiments/evidence.py --processes 8       (without Ray; on one GPU, which they share)
     python experiments/evidence.py --sweep evidence_pretrained       (from ImageNet's weights)
+    python experiments/evidence.py --sweep evidence_adaptive         (FreeMatch's thresholds)
     python experiments/evidence.py --table             (only prints)
 
 The sweep is run two seeds at a time, so that whatever ends it loses little: finished cells are
@@ -23,7 +24,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from experiments.sweeps import EVIDENCE, PRETRAINED, SWEEPS
+from experiments.sweeps import ADAPTIVE, EVIDENCE, PRETRAINED, SWEEPS
 from kdfm_ray.api import sweep
 from kdfm_ray.config import Config
 from kdfm_ray.pipeline import run
@@ -37,8 +38,12 @@ from kdfm_ray.types import Event
 Values = dict[str, Any]  # of config fields
 
 LABELS = "data.num_labels"
-CASES = {"evidence": EVIDENCE, "evidence_pretrained": PRETRAINED}
-PAPER = "KD-FixMatch, CE"  # of its trials come the networks that all recipes are compared with
+CASES = {
+    "evidence": EVIDENCE,
+    "evidence_pretrained": PRETRAINED,
+    "evidence_adaptive": ADAPTIVE,
+}
+PAPER = "KD-FixMatch, CE"
 RIVAL = "FixMatch, 2 T updates"
 COMPARED = {
     "labeled-only": "labeled_only_test_accuracy",
@@ -187,7 +192,10 @@ def say_missing(whole: Sweep, labels: Sequence[int]) -> None:
 
 def print_table(whole: Sweep, cases: Mapping[str, Values], count: int) -> None:
     """Mean, deviation and number of seeds of each method, and its difference from the rival."""
-    methods = {name: (figure, cases[PAPER]) for name, figure in COMPARED.items()}
+    # Without the paper's recipe no outer network has T updates.
+    compared = COMPARED if PAPER in cases else {RIVAL: COMPARED[RIVAL]}
+    trained = next(iter(cases.values()))  # whose trials have these networks
+    methods = {name: (figure, trained) for name, figure in compared.items()}
     methods |= {name: ("test_accuracy", case) for name, case in cases.items()}
     found = {name: _by_seed(whole, count, *where) for name, where in methods.items()}
     if not any(found.values()):

@@ -495,6 +495,31 @@ def evidence_pretrained() -> Sweep:
     )
 
 
+ADAPTIVE = {"KD-FixMatch, recipe graph": EVIDENCE["KD-FixMatch, recipe graph"]}
+
+
+def evidence_adaptive() -> Sweep:
+    """The question of ``evidence`` where every network has FreeMatch's thresholds.
+
+    python experiments/evidence.py --sweep evidence_adaptive --processes 2
+    kdfm sweep evidence_adaptive --data.root DIR         (all at once; records the same cells)
+
+    The same seeds and splits, so that ``evidence`` has the fixed thresholds beside it.
+
+    Cost: 10 minutes of one CPU core with AMX a seed and number of labels
+    Result: not measured
+    """
+    written = evidence()
+    return Sweep(
+        name="evidence_adaptive",
+        base=written.base.model_copy(update={"baseline": False}),
+        space=written.space | {"fixmatch.thresholds": grid("adaptive")},
+        cases=tuple(ADAPTIVE.values()),
+        seeds=written.seeds,
+        results=_results("evidence_adaptive"),
+    )
+
+
 def recipes_cpu() -> Sweep:
     """Which recipe uses 800 updates best? Outer and inner network against FixMatch of as many.
 
@@ -603,6 +628,7 @@ SWEEPS: dict[str, Callable[[], Sweep]] = {
         first_experiments_cpu,
         evidence,
         evidence_pretrained,
+        evidence_adaptive,
         recipes_cpu,
         graph_cpu,
         adaptive_cpu,
