@@ -192,7 +192,9 @@ class TrainConfig(Section):
         "auto", description="layout of weights and images; auto: measured together with precision"
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="torch.compile; auto: off, as it was not faster where it was measured"
+        "auto",
+        description="torch.compile; auto: off, but for runs of hours whose precision or layout is "
+        "auto, too, where it was measured to be faster",
     )
     norm_sync: Literal["local", "global"] = Field(
         "local",

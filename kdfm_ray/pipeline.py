@@ -21,7 +21,7 @@ from kdfm_ray.jobs.interrupts import noting_interrupts
 from kdfm_ray.jobs.session import Session, open_session
 from kdfm_ray.jobs.shared import check_shared
 from kdfm_ray.leases import lease
-from kdfm_ray.models.numerics import Numerics, allowed_numerics
+from kdfm_ray.models.numerics import Numerics, possible_numerics
 from kdfm_ray.resolve import Found, describe_classes
 from kdfm_ray.store import Artifact, Store, default_root
 from kdfm_ray.types import Emit, Role, RunFailed, Stopped, UserError
@@ -322,11 +322,12 @@ class _Stages:
             self.how_numerics = {"choice": str(choice), "how": how}
             return choice
         how = "remembered from an earlier measurement" if record["reused"] else "measured"
-        self.how_numerics = {"choice": str(choice), "how": how, "measured": record["measured"]}
+        kept = {name: record[name] for name in ("measured", "compile_error") if name in record}
+        self.how_numerics = {"choice": str(choice), "how": how} | kept
         return choice
 
     def _known_numerics(self) -> Numerics | None:
-        choices = allowed_numerics(self.config.train)
+        choices = possible_numerics(self.config)
         if len(choices) == 1:
             self.how_numerics = {"choice": str(choices[0]), "how": "set by the configuration"}
             return choices[0]

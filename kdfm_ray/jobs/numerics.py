@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from kdfm_ray.config import Config, content_hash
 from kdfm_ray.jobs.prepare import Prepared, make_network
 from kdfm_ray.jobs.session import Session, cpu_name
-from kdfm_ray.models.numerics import Numerics
+from kdfm_ray.models.numerics import Numerics, compile_is_open
 from kdfm_ray.store import Store
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def measured_numerics(
 
     Returns:
         The choice, and how it came about: ``measured``, ``seconds`` of an update per candidate
-        (empty where there is one alone, as bfloat16 is none on CPUs that emulate it), ``reused``.
+        (empty where there is one alone, as bfloat16 is none on CPUs that emulate it), ``reused``,
+        ``compile_error`` where the compiled form was tried and could not be made.
     """
     record = session.call(
         _find_or_measure,
@@ -74,7 +76,15 @@ def _find_or_measure(
 ) -> dict[str, Any]:
     import torch
 
-    from kdfm_ray.training.measure import Shape, candidates, describe, measure
+    from kdfm_ray.training.measure import (
+        CannotCompileError,
+        Shape,
+        candidates,
+        describe,
+        measure,
+        measure_compiled,
+        pays_to_compile,
+    )
     from kdfm_ray.training.runtime import keeping_memory
 
     store = Store(store_root)
@@ -92,40 +102,65 @@ def _find_or_measure(
         updates=config.steps_of("longer"),
     )
     where = machine(device, threads)
-    key = content_hash(
-        {
-            "version": VERSION,
-            "machine": where,
-            "model": config.model.model_dump(mode="json", exclude={"pretrained"}),
-            "shape": [shape.batch_x, shape.batch_u, *shape.image],
-            "candidates": [asdict(choice) for choice in choices],
-        }
-    )
-    artifact = store.find(STAGE, key)
-    if artifact is not None:
-        return artifact.record() | {"reused": True}
+    parts = {
+        "version": VERSION,
+        "machine": where,
+        "model": config.model.model_dump(mode="json", exclude={"pretrained"}),
+        "shape": [shape.batch_x, shape.batch_u, *shape.image],
+        "candidates": [asdict(choice) for choice in choices],
+    }
 
     def network() -> Any:
         return make_network(config, facts, seed=config.seed, pretrained="no")
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    def timing(make: Callable[[], dict[Numerics, float]]) -> dict[str, Any]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            with keeping_memory(device):  # as the training does
+                seconds = make()
+        finally:
+            torch.set_num_threads(before)
+        return {
+            "choice": asdict(next(iter(seconds))),
+            "measured": describe(seconds),
+            "machine": where,
+        }
+
+    found = _remembered(
+        store, parts, lambda: timing(lambda: measure(network, choices, shape, device))
+    )
+    if not (compile_is_open(config) and pays_to_compile(found["measured"][0]["seconds"], shape)):
+        return found
+    plain = Numerics(**found["choice"])
+
     try:
-        with keeping_memory(device):  # as the training does
-            seconds = measure(network, choices, shape, device)
-    finally:
-        torch.set_num_threads(before)
-    with store.writing(STAGE, key) as draft:
-        draft.write_record(
-            {
-                "choice": asdict(next(iter(seconds))),
-                "measured": describe(seconds),
-                "machine": where,
-            }
+        compiled = _remembered(
+            store,
+            parts | {"compiled": asdict(plain)},
+            lambda: timing(lambda: measure_compiled(network, plain, shape, device)),
         )
-    artifact = store.find(STAGE, key)  # of whoever was first, so that all agree
-    assert artifact is not None
-    return artifact.record() | {"reused": False}
+    except CannotCompileError as error:
+        return found | {"compile_error": str(error)}
+    again = {row["numerics"] for row in compiled["measured"]}
+    others = [row for row in found["measured"] if row["numerics"] not in again]
+    return compiled | {"measured": [*compiled["measured"], *others]}
+
+
+def _remembered(
+    store: Store, parts: dict[str, Any], make: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """The record of that measurement: an earlier one's, or a new one's; ``reused`` says which."""
+    key = content_hash(parts)
+    artifact = store.find(STAGE, key)
+    reused = artifact is not None
+    if artifact is None:
+        record = make()
+        with store.writing(STAGE, key) as draft:
+            draft.write_record(record)
+        artifact = store.find(STAGE, key)  # of whoever was first, so that all agree
+        assert artifact is not None
+    return artifact.record() | {"reused": reused}
 
 
 def machine(device: torch.device, threads: int) -> dict[str, Any]:

@@ -7,11 +7,11 @@ part of a network's key.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from kdfm_ray.config import MemoryFormat, Precision, TrainConfig
+from kdfm_ray.config import Config, MemoryFormat, Precision, TrainConfig
 
 if TYPE_CHECKING:  # the driver handles choices and computes nothing: it needs no torch
     import torch
@@ -54,13 +54,23 @@ class Numerics:
             _compute_in_float32()
         return network
 
-    def compiled(self, module: nn.Module) -> nn.Module:
-        """The module to call in training: itself, or its compiled form with the same weights."""
+    def compiled(
+        self, module: nn.Module, *, same_shapes: bool = True, optional: bool = False
+    ) -> nn.Module:
+        """The module to call in training: itself, or its compiled form with the same weights.
+
+        Args:
+            module: what is called.
+            same_shapes: its batches have a few sizes, again and again: each has kernels of its
+                own, which are faster than those for any size.
+            optional: what cannot be compiled here runs as it is, with a warning.
+        """
         if not self.compile:
             return module
         import torch
 
-        return cast("nn.Module", torch.compile(module))
+        torch._dynamo.config.suppress_errors = optional
+        return cast("nn.Module", torch.compile(module, dynamic=False if same_shapes else None))
 
     def __str__(self) -> str:
         return f"{self.precision} {self.memory_format}" + (" compiled" if self.compile else "")
@@ -78,8 +88,7 @@ def _compute_in_float32() -> None:
 def allowed_numerics(train: TrainConfig) -> list[Numerics]:
     """All that the config leaves open, likely winners first; float16 is never among them.
 
-    ``compile = auto`` is off: where it was measured, compiled passes were not faster, and they
-    take a minute to make.
+    Not among them either is what ``compile = auto`` may add, see ``compile_is_open``.
     """
     precisions: list[Precision] = ["bf16", "fp32"]
     if train.precision != "auto":
@@ -91,3 +100,24 @@ def allowed_numerics(train: TrainConfig) -> list[Numerics]:
         Numerics(precision, memory_format, train.compile == "on")
         for memory_format, precision in product(formats, precisions)
     ]
+
+
+def compile_is_open(config: Config) -> bool:
+    """Whether a long run may find out if compiled passes are faster.
+
+    Where precision and layout are pinned, so is this: such runs are compared with each other. And
+    not where a batch has another number of strong views each time.
+    """
+    return (
+        config.train.compile == "auto"
+        and len(allowed_numerics(config.train)) > 1
+        and config.fixmatch.strong_views == "all"
+    )
+
+
+def possible_numerics(config: Config) -> list[Numerics]:
+    """All that a run of this config may have been begun with."""
+    plain = allowed_numerics(config.train)
+    if not compile_is_open(config):
+        return plain
+    return plain + [replace(choice, compile=True) for choice in plain]

@@ -192,6 +192,8 @@ def _numerics(how: dict[str, Any]) -> str:
     if "measured" in how:
         times = (f"{row['numerics']} {row['seconds']:.3f} s" for row in how["measured"])
         text += f"; an update: {', '.join(times)}"
+    if "compile_error" in how:
+        text += f"; torch.compile fails here: {how['compile_error']}"
     return text + ")"
 
 

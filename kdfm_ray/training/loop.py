@@ -226,7 +226,11 @@ class Training:
             torch.backends.cudnn.benchmark = config.fixmatch.strong_views == "all"
         self.network = numerics.place(network, runtime.device).train()
         self.ema = Ema(network, train.ema_decay, warmup=train.ema_warmup)
-        wrapped = numerics.compiled(runtime.wrap(network, norm_sync=train.norm_sync))
+        wrapped = numerics.compiled(
+            runtime.wrap(network, norm_sync=train.norm_sync),
+            same_shapes=config.fixmatch.strong_views == "all",
+            optional=train.compile == "auto",  # a machine of a cluster may have no compiler
+        )
         self.optimizer = make_optimizer(
             train.optimizer,
             network,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ BUDGET_SECONDS = 10.0  # of all candidates together
 BUDGET_SHARE = 0.02  # of a long run, where that is more
 ROUNDS = 5  # timed updates of a candidate, at most
 HOPELESS = 1.5  # times the fastest: not timed again
+COMPILING = 100.0  # seconds that torch.compile takes, about
+GAIN = 0.03  # share of an update that compiling has to save
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class Shape:
     batch_u: int
     image: tuple[int, int, int]
     updates: int
+
+
+class CannotCompileError(Exception):
+    """torch.compile does not work for the network, or not on the machine."""
 
 
 def candidates(train: TrainConfig, device: torch.device) -> list[Numerics]:
@@ -118,6 +124,48 @@ def measure(
                 times.append(trial())
     medians = {choice: float(np.median(times)) for choice, times in seconds.items()}
     return dict(sorted(medians.items(), key=lambda item: item[1]))
+
+
+def pays_to_compile(seconds: float, shape: Shape) -> bool:
+    """Whether the run is so long that ``BUDGET_SHARE`` of it is time to try what compiling gives.
+
+    Args:
+        seconds: of an update with what ``measure`` found fastest.
+        shape: with the updates of the run.
+    """
+    return BUDGET_SHARE * seconds * shape.updates >= COMPILING
+
+
+def measure_compiled(
+    make_network: Callable[[], Network], plain: Numerics, shape: Shape, device: torch.device
+) -> dict[Numerics, float]:
+    """Seconds of an update with ``plain`` and with its compiled form, in turn: the choice first.
+
+    The compiled one is chosen where it saves ``GAIN``.
+
+    Args:
+        make_network, shape, device: as for ``measure``.
+        plain: the fastest without compiling.
+
+    Raises:
+        CannotCompileError: whatever a compiler said.
+    """
+    compiled = replace(plain, compile=True)
+    trials = {choice: _trial(make_network(), choice, shape, device) for choice in (plain, compiled)}
+    trials[plain]()
+    try:
+        trials[compiled]()  # makes the kernels
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise CannotCompileError(f"{type(error).__name__}: {lines[0]}") from error
+    times: dict[Numerics, list[float]] = {choice: [] for choice in trials}
+    for _ in range(ROUNDS):
+        for choice, trial in trials.items():
+            times[choice].append(trial())
+    medians = {choice: float(np.median(found)) for choice, found in times.items()}
+    if medians[compiled] <= (1 - GAIN) * medians[plain]:
+        return {compiled: medians[compiled], plain: medians[plain]}
+    return medians
 
 
 def describe(seconds: dict[Numerics, float]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import kdfm_ray as kdfm
+from kdfm_ray.models.numerics import Numerics
+from kdfm_ray.training import measure
 from kdfm_ray.types import UserError
 
 pytestmark = [
@@ -273,3 +276,54 @@ def test_a_run_in_one_process_needs_no_ray_and_measures_its_numerics(pets):
         [sys.executable, "-c", code], cwd=pets, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == ["measured False"]
+
+
+OPEN = {
+    "data.image_size": 16,
+    "baseline": False,
+    "train.precision": "auto",
+    "train.memory_format": "auto",
+}
+REMEMBERED = "remembered from an earlier measurement"
+
+
+def test_a_long_run_measures_compiled_passes_too_and_keeps_what_it_found(pets, monkeypatch):
+    tried = []
+
+    def measured(make_network, plain, shape, device):
+        tried.append(plain)
+        if len(tried) == 1:
+            raise measure.CannotCompileError("RuntimeError: no compiler")
+        return {replace(plain, compile=True): 0.1, plain: 0.2}
+
+    def numerics(seed=0, **settings):
+        run = kdfm.train(
+            labeled=pets / "labeled",
+            unlabeled=pets / "unlabeled",
+            model="wrn_10_2",
+            out=pets / f"runs/{len(list((pets / 'runs').glob('*')))}",
+            store=str(pets / "store"),
+            settings=TINY | OPEN | {"seed": seed} | settings,
+            progress=False,
+        )
+        return run.report["numerics"]
+
+    assert numerics()["how"] == "measured"
+    monkeypatch.setattr(measure, "COMPILING", 0.0)  # so that a run of seconds is long enough
+    monkeypatch.setattr(measure, "measure_compiled", measured)
+    monkeypatch.setattr(Numerics, "compiled", lambda self, module, **_: module)
+    failed = numerics(seed=1)
+    assert failed["compile_error"] == "RuntimeError: no compiler"
+    assert not failed["choice"].endswith("compiled")
+    first = numerics(seed=2)  # somebody has installed one
+    assert first["choice"] == f"{tried[1]} compiled"
+    names = [row["numerics"] for row in first["measured"]]
+    assert names[:2] == [f"{tried[1]} compiled", str(tried[1])]
+    assert len(set(names)) == len(names) > 2, "the others are as they were measured"
+    assert "compile_error" not in first
+    later = numerics(seed=3)
+    assert (later["choice"], later["how"]) == (first["choice"], REMEMBERED)
+    assert len(tried) == 2
+    again = numerics(seed=3, **{"select.share": 0.5})
+    assert (again["choice"], again["how"]) == (first["choice"], "as this run was begun")
+    assert numerics(seed=4, **{"train.compile": "off"})["choice"] == str(tried[1])

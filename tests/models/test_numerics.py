@@ -1,9 +1,16 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from kdfm_ray.config import TrainConfig
-from kdfm_ray.models.numerics import Numerics, allowed_numerics
+from kdfm_ray.config import TrainConfig, parse_config
+from kdfm_ray.models.numerics import (
+    Numerics,
+    allowed_numerics,
+    compile_is_open,
+    possible_numerics,
+)
 
 CPU = torch.device("cpu")
 
@@ -47,6 +54,40 @@ def test_a_pass_without_a_graph_leaves_the_next_one_its_gradients():
 )
 def test_what_a_config_leaves_open(train, allowed):
     assert [str(choice) for choice in allowed_numerics(TrainConfig(**train))] == allowed
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_open"),
+    [
+        ({}, True),
+        ({"train": {"precision": "bf16"}}, True),
+        ({"train": {"precision": "bf16", "memory_format": "contiguous"}}, False),
+        ({"train": {"compile": "off"}}, False),
+        ({"train": {"compile": "on"}}, False),
+        ({"fixmatch": {"strong_views": "masked"}}, False),
+    ],
+)
+def test_compiling_is_open_where_numerics_are_and_batches_have_one_size(settings, is_open):
+    config = parse_config({"data": {"name": "digits"}} | settings)
+    assert compile_is_open(config) is is_open
+    allowed = allowed_numerics(config.train)
+    compiled = [replace(choice, compile=True) for choice in allowed] if is_open else []
+    assert possible_numerics(config) == allowed + compiled
+
+
+@pytest.mark.parametrize(("same_shapes", "dynamic"), [(True, False), (False, None)])
+def test_batches_of_a_few_sizes_have_kernels_of_their_own(monkeypatch, same_shapes, dynamic):
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: seen.append(dynamic) or module)
+    try:
+        for optional in (True, False):
+            Numerics(compile=True).compiled(
+                nn.Linear(4, 2), same_shapes=same_shapes, optional=optional
+            )
+            assert torch._dynamo.config.suppress_errors is optional
+    finally:
+        torch._dynamo.config.suppress_errors = False
+    assert seen == [dynamic] * 2
 
 
 def test_compiled_is_the_same_network():

@@ -65,6 +65,14 @@ def test_lines_where_there_is_no_terminal():
     ]
 
 
+def test_a_compiler_that_failed_is_told():
+    how = {"choice": "bf16 contiguous", "how": "measured", "compile_error": "no compiler found"}
+    assert live._numerics(how) == (
+        "precision and layout: bf16 contiguous (measured; torch.compile fails here: no compiler "
+        "found)"
+    )
+
+
 def test_a_line_at_intervals(monkeypatch):
     monkeypatch.setattr(live, "LINE_SECONDS", 0.0)
     shown = show(terminal=False)

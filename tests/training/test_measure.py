@@ -7,7 +7,14 @@ from kdfm_ray.config import TrainConfig
 from kdfm_ray.models.backbone import create_network
 from kdfm_ray.models.numerics import Numerics, allowed_numerics
 from kdfm_ray.training import measure as module
-from kdfm_ray.training.measure import Shape, candidates, measure
+from kdfm_ray.training.measure import (
+    CannotCompileError,
+    Shape,
+    candidates,
+    measure,
+    measure_compiled,
+    pays_to_compile,
+)
 
 CPU = torch.device("cpu")
 SHAPE = Shape(batch_x=2, batch_u=4, image=(1, 16, 16), updates=100)
@@ -136,3 +143,37 @@ def test_what_does_not_fit_in_memory_is_left_out(scripted, monkeypatch):
     only = [choice for choice in ALL if choice.precision == "fp32"]
     with pytest.raises(torch.OutOfMemoryError):
         measure(lambda: None, only, SHAPE, CPU)
+
+
+def test_a_run_of_an_hour_does_not_try_to_compile_and_one_of_two_does():
+    updates = Shape(16, 112, (3, 32, 32), updates=7200)
+    assert not pays_to_compile(0.5, updates)
+    assert pays_to_compile(1.0, updates)
+
+
+PLAIN = Numerics("bf16")
+
+
+@pytest.mark.parametrize(("seconds", "first"), [(0.25, True), (0.295, False), (0.4, False)])
+def test_compiled_passes_have_to_be_faster_by_more_than_noise(scripted, seconds, first):
+    calls = scripted({str(PLAIN): 0.3, f"{PLAIN} compiled": seconds}, start=60.0)
+    found = measure_compiled(lambda: None, PLAIN, SHAPE, CPU)
+    compiled = Numerics("bf16", compile=True)
+    assert found == pytest.approx({PLAIN: 0.3, compiled: seconds}), "without what made the kernels"
+    assert next(iter(found)) == (compiled if first else PLAIN)
+    assert calls[2:4] == [str(PLAIN), str(compiled)], "they take turns"
+
+
+def test_a_compiler_that_fails_is_quoted(scripted, monkeypatch):
+    scripted({str(PLAIN): 0.3})
+    works = module._trial
+
+    def trial(network, numerics, shape, device):
+        def fails():
+            raise RuntimeError("No C++ compiler found\nmore of it")
+
+        return fails if numerics.compile else works(network, numerics, shape, device)
+
+    monkeypatch.setattr(module, "_trial", trial)
+    with pytest.raises(CannotCompileError, match=r"^RuntimeError: No C\+\+ compiler found$"):
+        measure_compiled(lambda: None, PLAIN, SHAPE, CPU)
