@@ -13,7 +13,8 @@ import tyro
 from PIL import Image
 from torchvision import transforms
 
-from kdfm_ray.augment.views import draw_strong, draw_weak, strong_view, weak_view
+from kdfm_ray.augment.params import draw_strong, draw_weak
+from kdfm_ray.augment.views import strong_view, weak_view
 from kdfm_ray.bench.measuring import median_seconds, peak_memory_mb, pick_device, positive, where
 from kdfm_ray.bench.pictures import crops
 from kdfm_ray.config import AugmentConfig

@@ -6,6 +6,7 @@ part of a network's key.
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import product
@@ -70,6 +71,8 @@ class Numerics:
         import torch
 
         torch._dynamo.config.suppress_errors = optional
+        # On machines without a GPU it says so, once for each process.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         return cast("nn.Module", torch.compile(module, dynamic=False if same_shapes else None))
 
     def __str__(self) -> str:

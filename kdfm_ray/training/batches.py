@@ -16,15 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdfm_ray.augment.views import (
-    StrongParams,
-    WeakParams,
-    draw_strong,
-    draw_weak,
-    strong_view,
-    take,
-    weak_view,
-)
+from kdfm_ray.augment.params import StrongParams, WeakParams, draw_strong, draw_weak, take
+from kdfm_ray.augment.views import strong_view, weak_view
 from kdfm_ray.config import Config, Keep
 from kdfm_ray.data.split import Split
 from kdfm_ray.data.streams import IndexStream, rng, worker_slice

@@ -20,6 +20,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kdfm_ray.augment.captured import recordings
 from kdfm_ray.types import Emit, Event
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
@@ -44,6 +45,7 @@ def give_back_memory() -> None:
     """Give the system what this process kept, before it waits for long."""
     gc.collect()
     if torch.cuda.is_initialized():
+        recordings.forget()
         torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

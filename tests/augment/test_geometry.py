@@ -10,7 +10,8 @@ import torch
 from pillow_reference import pillow_chain, sample_images
 
 from kdfm_ray.augment import geometry
-from kdfm_ray.augment.views import OPS, apply_op
+from kdfm_ray.augment.params import OPS
+from kdfm_ray.augment.views import apply_op
 
 SHARE = 1e-4
 

@@ -6,7 +6,8 @@ import torch
 from pillow_reference import pillow_chain, sample_images
 
 from kdfm_ray.augment import pointwise
-from kdfm_ray.augment.views import OPS, apply_op
+from kdfm_ray.augment.params import OPS
+from kdfm_ray.augment.views import apply_op
 
 COLOR_OPS = [*pointwise.VALUE_TABLES, *pointwise.IMAGE_TABLES, *pointwise.MIXERS]
 

@@ -9,19 +9,17 @@ import torch
 from pillow_reference import pillow_chain, sample_images
 
 from kdfm_ray.augment import geometry
-from kdfm_ray.augment.views import (
+from kdfm_ray.augment.params import (
     FIXMATCH_OPS,
     NAMES,
     OPS,
     StrongParams,
     WeakParams,
-    apply_op,
     draw_strong,
     draw_weak,
-    strong_view,
     take,
-    weak_view,
 )
+from kdfm_ray.augment.views import apply_op, strong_view, weak_view
 
 SIZE = (32, 32)
 
