@@ -1,6 +1,6 @@
 """Trains with compiled passes and with plain ones, and prints the losses of each as JSON.
 
-    python tests/compiled.py cpu|cuda all|masked ...        (fixmatch.strong_views, one after the other)
+    python tests/compiled.py cpu|cuda all|masked ...       (fixmatch.strong_views, one by one)
 
 A script, as torch.compile cannot look through the checks of shapes that tests install.
 """
