@@ -108,35 +108,35 @@ def _versions(python: str) -> dict[str, str]:
 
 
 def _steps(arguments: argparse.Namespace, images: Path) -> dict[str, Any]:
-    names = ["peer", *(f"ours_{rate}" for rate in MASK_RATES)]
-    rates: dict[str, list[float]] = {name: [] for name in names}
+    ours = {
+        f"{rate}{' compiled' if compile == 'on' else ''}": (rate, compile)
+        for rate in MASK_RATES
+        for compile in arguments.compile
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ("peer", *ours)}
     for turn in range(arguments.runs):
         peer = _peer(arguments, images, arguments.steps)
         rates["peer"].append(peer["images_per_step"] / peer["median_seconds_per_step"])
-        for rate in MASK_RATES:
-            ours = _json(
+        for name, (rate, compile) in ours.items():
+            found = _json(
                 [
                     *(sys.executable, "-m", "kdfm_ray", "bench", "step", "--json"),
                     *("--model", arguments.model, "--mask-rate", str(rate)),
                     *("--global-batch", str(arguments.global_batch), "--mu", str(arguments.mu)),
                     *("--size", str(arguments.size), "--steps", str(arguments.steps)),
                     *("--threads", str(arguments.threads), "--precision", arguments.precision),
-                    *("--memory-format", arguments.memory_format),
+                    *("--memory-format", arguments.memory_format, "--compile", compile),
                 ]
             )
-            rates[f"ours_{rate}"].append(ours["images_per_second"])
+            rates[name].append(found["images_per_second"])
         print(f"turn {turn + 1} of {arguments.runs}: {_last(rates)}", file=sys.stderr)
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    ratios = {
-        f"mask rate {rate}": round(medians[f"ours_{rate}"] / medians["peer"], 2)
-        for rate in MASK_RATES
-    }
+    ratios = {f"mask rate {name}": round(medians[name] / medians["peer"], 2) for name in ours}
     of_turns = {
-        f"mask rate {rate}": [
-            round(ours / peer, 2)
-            for ours, peer in zip(rates[f"ours_{rate}"], rates["peer"], strict=True)
+        f"mask rate {name}": [
+            round(own / peer, 2) for own, peer in zip(rates[name], rates["peer"], strict=True)
         ]
-        for rate in MASK_RATES
+        for name in ours
     }
     return {
         "images_per_second": rates,
@@ -245,6 +245,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument(
         "--memory-format", default="auto", choices=("auto", "channels_last", "contiguous")
+    )
+    parser.add_argument(
+        "--compile",
+        nargs="+",
+        choices=("off", "on"),
+        default=["off"],
+        help="torch.compile in our single steps; both take turns",
     )
     parser.add_argument(
         "--peer-loader-workers", type=int, default=0, help="semilearn's default is 1"

@@ -22,7 +22,8 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ from kdfm_ray.types import Emit, RunFailed, UserError
 
 SHARD_IMAGES = 16_384  # at most in one file
 SHARDS = 16  # at least, where batches are small enough for it
+ROW_GROUP_BATCHES = 4  # forward passes whose rows are written together
+DICTIONARIES = ["pseudo_label"]  # of numbers that do not come again they take longer than all else
 ONE_CLASS = 0.98  # share of all pseudo labels from which they say nothing
 
 
@@ -206,11 +209,24 @@ class Labeler:
         """
         for start, stop in zip(shards["start"], shards["stop"], strict=True):
             self._count_try(start)
-            rows = self.rows(np.arange(start, stop, dtype=np.int64))
-            _write_whole(rows, f"{self._task.folder}/{_part(start, stop)}")
+            self._label_shard(int(start), int(stop))
             advance = int(stop - start)
             self._emit({"stage": "label", "advance": advance, "total": len(self._position)})
         return shards
+
+    def _label_shard(self, start: int, stop: int) -> None:
+        """A thread writes rows while the next ones are computed."""
+        step = ROW_GROUP_BATCHES * self._task.batch_size
+        url = f"{self._task.folder}/{_part(start, stop)}"
+        with _whole_file(url) as file, ThreadPoolExecutor(1, "kdfm-write") as thread:
+            writing: Future[None] | None = None
+            for first in range(start, stop, step):
+                rows = self.rows(np.arange(first, min(first + step, stop), dtype=np.int64))
+                if writing is not None:
+                    writing.result()
+                writing = thread.submit(file.write, rows)
+            if writing is not None:
+                writing.result()
 
     def _count_try(self, start: int) -> None:
         """Ray starts actors that die again without end; the folder knows how often that was."""
@@ -308,17 +324,42 @@ def _part(start: int, stop: int) -> str:
     return f"part-{start:012d}-{stop:012d}.parquet"
 
 
-def _write_whole(rows: pa.Table, url: str) -> None:
-    """Write a file that appears in one step."""
+class _Rows:
+    """A Parquet file under way, a row group at a time."""
+
+    def __init__(self, sink: Any) -> None:
+        self._sink = sink
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, rows: pa.Table) -> None:
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._sink, rows.schema, use_dictionary=DICTIONARIES)
+        self._writer.write_table(rows)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+@contextlib.contextmanager
+def _whole_file(url: str) -> Iterator[_Rows]:
+    """A file that appears in one step, when all of its rows are written, and not without them."""
     files, path = open_files(url)
-    if not isinstance(files, LocalFileSystem):  # object stores do so by themselves
-        buffer = io.BytesIO()
-        pq.write_table(rows, buffer)
+    local = isinstance(files, LocalFileSystem)  # object stores do so by themselves
+    buffer, target = io.BytesIO(), f"{path}.{uuid.uuid4().hex}"
+    rows = _Rows(target if local else buffer)
+    try:
+        yield rows
+    except BaseException:
+        rows.close()
+        if local:
+            Path(target).unlink(missing_ok=True)
+        raise
+    rows.close()
+    if local:
+        Path(target).replace(path)
+    else:
         files.pipe_file(path, buffer.getvalue())
-        return
-    target = f"{path}.{uuid.uuid4().hex}"
-    pq.write_table(rows, target)
-    Path(target).replace(path)
 
 
 def _is_done(files: fsspec.AbstractFileSystem, folder: str, shard: dict[str, int]) -> bool:
