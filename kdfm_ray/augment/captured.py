@@ -66,6 +66,10 @@ class Recordings:
         self._known: dict[tuple[Any, ...], Any] = {}
         self.failed = False
 
+    def __len__(self) -> int:
+        """How many shapes are recorded."""
+        return len(self._known)
+
     def view(self, images: Tensor, params: StrongParams) -> Tensor | None:
         """The strong views, or ``None`` where another way is faster or recording has failed."""
         if self.failed or len(images) == 0 or images.numel() > MANY_VALUES:

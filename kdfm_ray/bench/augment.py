@@ -13,6 +13,7 @@ import tyro
 from PIL import Image
 from torchvision import transforms
 
+from kdfm_ray.augment.captured import recordings
 from kdfm_ray.augment.params import draw_strong, draw_weak
 from kdfm_ray.augment.views import strong_view, weak_view
 from kdfm_ray.bench.measuring import median_seconds, peak_memory_mb, pick_device, positive, where
@@ -84,6 +85,7 @@ class AugmentBench:
                 "num_ops": self.num_ops,
                 "op_prob": self.op_prob,
                 "threads": threads,
+                "cuda_graph": len(recordings) > 0,
                 "peak_memory_mb": peak_memory_mb(device),
             }
             | where(device)

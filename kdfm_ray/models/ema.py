@@ -39,7 +39,9 @@ class Ema(Generic[N]):
         averaged = [name for name, value in mine.items() if value.is_floating_point()]
         self._mine = [mine[name] for name in averaged]
         self._theirs = [theirs[name] for name in averaged]
-        self._copied = [(mine[name], theirs[name]) for name in mine if name not in averaged]
+        counters = [name for name in mine if name not in averaged]
+        self._mine_copied = [mine[name] for name in counters]
+        self._theirs_copied = [theirs[name] for name in counters]
 
     @property
     def network(self) -> N:
@@ -54,5 +56,5 @@ class Ema(Generic[N]):
         assert network is self._followed, "another network than the one that was copied"
         weight = 1.0 - self._average.get_decay(step + 1)  # timm counts from 1
         torch._foreach_lerp_(self._mine, self._theirs, weight)
-        for mine, theirs in self._copied:
-            mine.copy_(theirs)
+        if self._mine_copied:
+            torch._foreach_copy_(self._mine_copied, self._theirs_copied)

@@ -97,7 +97,7 @@ def test_a_recording_is_replayed_for_other_images_and_other_numbers(recording):
             images, params = batch(n, seed=seed)
             views = recordings.view(images, params)
             assert torch.equal(views, grouped_view(images, params)), (seed, n)
-    assert len(recordings._known) == 2, "one for each multiple of STEP"
+    assert len(recordings) == 2, "one for each multiple of STEP"
     kept = recordings.view(images, params)
     expected = kept.clone()
     recordings.view(*batch(5, seed=9))
