@@ -24,7 +24,7 @@ if not torch.cuda.is_available():
 print(torch.cuda.get_device_name(0), "torch", torch.__version__, "CUDA", torch.version.cuda)' || exit 1
 
 if [[ $part != runs ]]; then
-timeout 120 "$python" -m pytest tests/gpu -p no:cacheprovider 2>&1 | tee "$out/tests.log" || failed=1
+timeout 150 "$python" -m pytest tests/gpu -p no:cacheprovider 2>&1 | tee "$out/tests.log" || failed=1
 
 bench() { # SECONDS PART FLAGS...
   local limit=$1
@@ -35,7 +35,7 @@ bench() { # SECONDS PART FLAGS...
 step="step --model wrn_28_2 --global-batch 64 --mu 7 --size 32 --steps 20"
 pinned="--precision bf16 --memory-format channels_last"
 bench 40 $step
-bench 120 $step $pinned --compile on
+bench 90 $step $pinned --compile on
 bench 25 $step --precision fp32 --memory-format channels_last
 bench 25 $step $pinned --mask-rate 0.5
 bench 25 $step $pinned --mask-rate 0.1

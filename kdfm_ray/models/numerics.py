@@ -1,7 +1,7 @@
 """How a network computes: precision, memory layout, and whether torch.compile makes its kernels.
 
-The same on all workers of a run. Results differ by rounding between the choices, so the choice is
-part of a network's key.
+The same on all workers of a run. Results differ by rounding between the choices (and compiled
+dropout draws other masks), so the choice is part of a network's key.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the driver handles choices and computes nothing: it needs n
     import torch
     from torch import nn
 
+MANY_SHAPES = 64  # of networks and batches that one process may train with
 N = TypeVar("N")  # a network; bound to no class of torch, see above
 
 
@@ -70,7 +71,10 @@ class Numerics:
             return module
         import torch
 
-        torch._dynamo.config.suppress_errors = optional
+        dynamo = torch._dynamo.config
+        dynamo.suppress_errors = optional
+        # Of all networks of a process together; beyond it torch stops compiling, silently.
+        dynamo.recompile_limit = max(dynamo.recompile_limit, MANY_SHAPES)
         # On machines without a GPU it says so, once for each process.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         return cast("nn.Module", torch.compile(module, dynamic=False if same_shapes else None))
@@ -109,12 +113,14 @@ def compile_is_open(config: Config) -> bool:
     """Whether a long run may find out if compiled passes are faster.
 
     Where precision and layout are pinned, so is this: such runs are compared with each other. And
-    not where a batch has another number of strong views each time.
+    not where a batch has another number of strong views each time, nor with norms over all workers,
+    which torch cannot compile in one piece.
     """
     return (
         config.train.compile == "auto"
         and len(allowed_numerics(config.train)) > 1
         and config.fixmatch.strong_views == "all"
+        and config.train.norm_sync == "local"
     )
 
 

@@ -141,7 +141,8 @@ def measure_compiled(
 ) -> dict[Numerics, float]:
     """Seconds of an update with ``plain`` and with its compiled form, in turn: the choice first.
 
-    The compiled one is chosen where it saves ``GAIN``.
+    The compiled one is chosen where it saves ``GAIN``. Several workers compile the network in more
+    pieces, between which they exchange gradients; that is not measured.
 
     Args:
         make_network, shape, device: as for ``measure``.

@@ -61,6 +61,9 @@ class Graph(TorchDispatchMode):
         self.calls.append((function, args, kwargs or {}, result))
         return result
 
+    def pool(self):
+        return self.shared or id(self)
+
     def replay(self):
         for function, args, kwargs, result in self.calls:
             again = function(*args, **kwargs)
@@ -77,13 +80,19 @@ class Stream:
 def recording(monkeypatch):
     """``Recording`` without a GPU."""
     here = torch.autograd.profiler.record_function  # any context manager of one argument
+
+    def capture(graph, *, pool, stream, capture_error_mode):
+        assert isinstance(stream, Stream)
+        graph.shared = pool
+        return graph
+
     cuda = {
         "device": lambda device: here("device"),
         "stream": lambda stream: here("stream"),
         "Stream": Stream,
         "current_stream": Stream,
         "CUDAGraph": Graph,
-        "graph": lambda graph, capture_error_mode: graph,
+        "graph": capture,
     }
     for name, value in cuda.items():
         monkeypatch.setattr(torch.cuda, name, value)
@@ -98,6 +107,7 @@ def test_a_recording_is_replayed_for_other_images_and_other_numbers(recording):
             views = recordings.view(images, params)
             assert torch.equal(views, grouped_view(images, params)), (seed, n)
     assert len(recordings) == 2, "one for each multiple of STEP"
+    assert len({one.pool for one in recordings._known.values()}) == 1, "they share their memory"
     kept = recordings.view(images, params)
     expected = kept.clone()
     recordings.view(*batch(5, seed=9))
@@ -119,9 +129,15 @@ def test_images_of_any_layout_and_a_part_of_the_batch(recording):
 
 def test_batches_of_large_images_and_empty_ones_are_not_recorded():
     recordings = Recordings(pin=False)
-    side = 1 + int((MANY_VALUES / 3) ** 0.5)
-    assert recordings.view(*batch(1, size=(side, side))) is None
+    side = 1 + int((MANY_VALUES / 3 / STEP) ** 0.5)
+    assert recordings.view(*batch(1, size=(side, side))) is None, "it would be STEP images"
     assert recordings.view(*batch(0)) is None
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert recordings.view(*batch(4)) is None
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not recordings.failed
 
 
 def test_a_gpu_that_cannot_record_is_asked_once():
@@ -129,10 +145,32 @@ def test_a_gpu_that_cannot_record_is_asked_once():
 
     def fails(*args):
         tries.append(args)
-        raise RuntimeError("operation not permitted when stream is capturing")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("capture invalidated")
 
     recordings = Recordings(fails, pin=False)
     with pytest.warns(UserWarning, match="kernel by kernel.*operation not permitted"):
         assert recordings.view(*batch(4)) is None
     assert recordings.view(*batch(4)) is None
     assert len(tries) == 1
+
+
+def test_a_shape_for_which_memory_does_not_last_is_not_tried_again(recording):
+    tries = []
+
+    def record(function, images, *others):
+        tries.append(len(images))
+        if len(images) > STEP:
+            raise torch.OutOfMemoryError("out of memory")
+        return recording(function, images, *others)
+
+    recordings = Recordings(record, pin=False)
+    for n in (STEP + 1, STEP + 2, 3):
+        images, params = batch(n)
+        views = recordings.view(images, params)
+        assert (views is None) == (n > STEP)
+    assert torch.equal(views, grouped_view(images, params))
+    assert tries == [2 * STEP, STEP]
+    assert (len(recordings), recordings.failed) == (1, False)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from kdfm_ray.augment import captured
 from kdfm_ray.augment.captured import Recordings
 from kdfm_ray.augment.params import draw_strong, draw_weak
-from kdfm_ray.augment.views import strong_view, weak_view
+from kdfm_ray.augment.views import grouped_view, strong_view, weak_view
 from kdfm_ray.bench.pictures import crops, training_data
 from kdfm_ray.config import TrainConfig, parse_config
 from kdfm_ray.models.backbone import create_network
@@ -110,7 +111,8 @@ def test_views_equal_the_cpus_bit_for_bit():
     weak = draw_weak(rng, n, size=(32, 32), flip=True)
     strong = draw_strong(rng, n, size=(32, 32), flip=True, num_ops=3, prob=1.0)
     assert torch.equal(weak_view(images.to(GPU), weak).cpu(), weak_view(images, weak))
-    assert torch.equal(strong_view(images.to(GPU), strong).cpu(), strong_view(images, strong))
+    for view in (strong_view, grouped_view):
+        assert torch.equal(view(images.to(GPU), strong).cpu(), strong_view(images, strong))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -127,6 +129,22 @@ def test_recorded_views_equal_the_cpus_bit_for_bit(channels):
         assert torch.equal(strong_view(there[:n], params), views)
     assert not recordings.failed
     recordings.forget()
+
+
+def test_a_recording_that_fails_leaves_the_gpu_as_it_was(monkeypatch):
+    def looks(images, sent):
+        return images + int(images.sum().item())
+
+    monkeypatch.setattr(captured, "dense_view", looks)
+    recordings, stream = Recordings(), torch.cuda.current_stream()
+    images = torch.from_numpy(PICTURES.images).permute(0, 3, 1, 2)[:64]
+    params = draw_strong(np.random.default_rng(0), 64, size=(32, 32), flip=True)
+    with pytest.warns(UserWarning, match="kernel by kernel"):
+        assert recordings.view(images.to(GPU), params) is None
+    assert torch.cuda.current_stream() == stream
+    assert torch.equal(grouped_view(images.to(GPU), params).cpu(), strong_view(images, params))
+    torch.manual_seed(0)
+    assert torch.rand(1000, device=GPU).sum().isfinite()
 
 
 def test_numerics_are_measured():

@@ -65,6 +65,7 @@ def test_what_a_config_leaves_open(train, allowed):
         ({"train": {"compile": "off"}}, False),
         ({"train": {"compile": "on"}}, False),
         ({"fixmatch": {"strong_views": "masked"}}, False),
+        ({"train": {"norm_sync": "global"}}, False),
     ],
 )
 def test_compiling_is_open_where_numerics_are_and_batches_have_one_size(settings, is_open):
