@@ -100,6 +100,7 @@ def _find_or_measure(
         batch_u=batch_x * config.fixmatch.mu,
         image=(channels, height, width),
         updates=config.steps_of("longer"),
+        same=config.fixmatch.strong_views == "all",
     )
     where = machine(device, threads)
     parts = {
@@ -137,7 +138,7 @@ def _find_or_measure(
     try:
         compiled = _remembered(
             store,
-            parts | {"compiled": asdict(plain)},
+            parts | {"compiled": asdict(plain), "same": shape.same},
             lambda: timing(lambda: measure_compiled(network, plain, shape, device)),
         )
     except CannotCompileError as error:

@@ -113,13 +113,11 @@ def compile_is_open(config: Config) -> bool:
     """Whether a long run may find out if compiled passes are faster.
 
     Where precision and layout are pinned, so is this: such runs are compared with each other. And
-    not where a batch has another number of strong views each time, nor with norms over all workers,
-    which torch cannot compile in one piece.
+    not with norms over all workers, which torch cannot compile in one piece.
     """
     return (
         config.train.compile == "auto"
         and len(allowed_numerics(config.train)) > 1
-        and config.fixmatch.strong_views == "all"
         and config.train.norm_sync == "local"
     )
 

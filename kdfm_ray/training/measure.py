@@ -38,12 +38,14 @@ class Shape:
         batch_u: unlabeled images, each with a weak and a strong view.
         image: (c, h, w).
         updates: how many such updates the run has, over all its networks.
+        same: whether each update has as many strong views as the others.
     """
 
     batch_x: int
     batch_u: int
     image: tuple[int, int, int]
     updates: int
+    same: bool = True
 
 
 class CannotCompileError(Exception):
@@ -181,7 +183,7 @@ def _trial(
     if device.type == "cuda":  # as in training
         torch.backends.cudnn.benchmark = True
     network = numerics.place(network, device).train()
-    module = numerics.compiled(network)
+    module = numerics.compiled(network, same_shapes=shape.same)
     generator = torch.Generator().manual_seed(0)
 
     def images(count: int) -> Tensor:

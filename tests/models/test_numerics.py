@@ -64,11 +64,11 @@ def test_what_a_config_leaves_open(train, allowed):
         ({"train": {"precision": "bf16", "memory_format": "contiguous"}}, False),
         ({"train": {"compile": "off"}}, False),
         ({"train": {"compile": "on"}}, False),
-        ({"fixmatch": {"strong_views": "masked"}}, False),
+        ({"fixmatch": {"strong_views": "masked"}}, True),
         ({"train": {"norm_sync": "global"}}, False),
     ],
 )
-def test_compiling_is_open_where_numerics_are_and_batches_have_one_size(settings, is_open):
+def test_compiling_is_open_where_numerics_are(settings, is_open):
     config = parse_config({"data": {"name": "digits"}} | settings)
     assert compile_is_open(config) is is_open
     allowed = allowed_numerics(config.train)

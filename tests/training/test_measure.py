@@ -164,6 +164,23 @@ def test_compiled_passes_have_to_be_faster_by_more_than_noise(scripted, seconds,
     assert calls[2:4] == [str(PLAIN), str(compiled)], "they take turns"
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_kernels_are_those_of_the_training(monkeypatch, same):
+    seen = []
+
+    def compiled(self, module, **how):
+        seen.append(how)
+        return module
+
+    monkeypatch.setattr(Numerics, "compiled", compiled)
+
+    def network():
+        return create_network("wrn_10_2", num_classes=3, image_channels=1, image_size=16, seed=0)
+
+    measure_compiled(network, Numerics("fp32"), Shape(2, 4, (1, 16, 16), 100, same), CPU)
+    assert seen == [{"same_shapes": same}] * 2
+
+
 def test_a_compiler_that_fails_is_quoted(scripted, monkeypatch):
     scripted({str(PLAIN): 0.3})
     works = module._trial
