@@ -19,7 +19,7 @@ kdfm() {
 mkdir -p "$DIR"
 "$PYTHON" experiments/icons.py "$DIR"
 "$PYTHON" experiments/lite0.py "$DIR/lite0.safetensors"
-kdfm train --recipe paper --data.labeled "$DIR/labeled" --data.unlabeled "$DIR/unlabeled" \
+kdfm train --data.labeled "$DIR/labeled" --data.unlabeled "$DIR/unlabeled" \
     --data.test "$DIR/test" --data.num-val 30 --data.image-size 48 \
     --model.name tf_efficientnet_lite0 --model.pretrained "$DIR/lite0.safetensors" \
     --train.steps 200 --train.batch-size 12 --fixmatch.mu 3 \

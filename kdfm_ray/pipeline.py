@@ -112,7 +112,8 @@ def run(
     Args:
         config: the run's.
         emit: takes progress events: ``{"stage": name, "state": start | done | reused, ...}`` around
-            stages, ``{"stage": name, "step": n, "total": m, ...}`` within.
+            stages (``trained`` where a job goes on with another network), ``{"stage": name,
+            "step": n, "total": m, ...}`` within.
         verbose: let Ray's own logs through.
         begun_with: the numerics of an earlier try, where the config leaves them open.
         found: what an earlier try found for other fields that are open.

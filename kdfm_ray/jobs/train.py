@@ -51,6 +51,8 @@ def train_and_store(task: TrainTask, config: Config, store: Store, runtime: Runt
     if runtime.rank == 0:
         write_network(store, task, config, result, network.notes)
         checkpoints.clear()
+        # One job trains several networks, and the driver hears of its end alone.
+        runtime.emit({"stage": task.role, "state": "trained"})
 
 
 def write_network(

@@ -86,9 +86,11 @@ class LiveView:
             elif "resumed" in event:
                 self._bar(stage, event["total"])
                 self._line(f"{TITLES[stage]}: going on after update {event['resumed']}")
-            elif state == "done":
+            elif stage in self._finished:
+                return  # an event may come after its stage's end
+            elif state in ("trained", "done"):
                 self._finish(stage, event)
-            elif stage not in self._finished:  # an event may come after its stage's end
+            else:
                 self._advance(stage, event)
 
     def _bar(self, stage: str, total: int | None = None) -> TaskID:

@@ -65,6 +65,24 @@ def test_lines_where_there_is_no_terminal():
     ]
 
 
+def test_a_network_is_done_when_it_is_trained_though_its_job_goes_on():
+    output = io.StringIO()
+    with LiveView(Console(file=output, force_terminal=False, width=140)) as view:
+        for stage in ("baseline", "outer"):
+            view({"stage": stage, "state": "start"})
+            view({"stage": stage, "state": "trained"})
+        view({"stage": "baseline", "step": 10, "total": 10})  # late
+        for stage in ("baseline", "outer"):
+            view({"stage": stage, "state": "done"})
+    lines = [line.partition(" after")[0] for line in output.getvalue().splitlines()]
+    assert lines == [
+        "labeled-only network: begins",
+        "labeled-only network: done",
+        "FixMatch (outer) network: begins",
+        "FixMatch (outer) network: done",
+    ]
+
+
 def test_a_compiler_that_failed_is_told():
     how = {"choice": "bf16 contiguous", "how": "measured", "compile_error": "no compiler found"}
     assert live._numerics(how) == (
