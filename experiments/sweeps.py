@@ -506,8 +506,8 @@ def evidence_adaptive() -> Sweep:
 
     The same seeds and splits, so that ``evidence`` has the fixed thresholds beside it.
 
-    Cost: 10 minutes of one CPU core with AMX a seed and number of labels
-    Result: not measured
+    Cost: 7 to 11 minutes of one CPU core with AMX a seed and number of labels
+    Result: graph less FixMatch(2T), 40 / 100 / 400 labels: -2.8 ± 2.2, -0.1 ± 0.3, 0.0 ± 1.1
     """
     written = evidence()
     return Sweep(
