@@ -287,6 +287,7 @@ OPEN = {
 REMEMBERED = "remembered from an earlier measurement"
 
 
+@pytest.mark.long
 def test_a_long_run_measures_compiled_passes_too_and_keeps_what_it_found(pets, monkeypatch):
     tried = []
 
