@@ -1,9 +1,9 @@
 """Strong views on a GPU as one CUDA graph: some hundred kernels that the host launches together.
 
-Launched one by one, the kernels of a batch of small images take ten times as long as they compute
-(experiments/LOG.md, the first GPU). The first batch of a shape records those of
-``dense.dense_view``, later ones copy their images and numbers to where these kernels read, and
-replay them. Written without a GPU at hand; ``tests/gpu`` compares the views with a CPU's.
+Launched one by one, the kernels of small images keep a GPU waiting for its host: on an H100 strong
+views came no faster than on two CPU cores (experiments/LOG.md). The first batch of a shape records
+those of ``dense.dense_view``, later ones copy their images and numbers to where these kernels read,
+and replay them. Written without a GPU at hand; ``tests/gpu`` compares the views with a CPU's.
 """
 
 from __future__ import annotations

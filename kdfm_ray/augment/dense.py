@@ -2,7 +2,7 @@
 
 ``views.grouped_view`` carries out each operation on the images that drew it: the least arithmetic,
 and some hundred small kernels, other ones for every batch. A GPU waits for the host to launch
-them. Here every image passes every operation and keeps what it drew: several times the arithmetic,
+them. Here every image passes every operation and keeps what it drew: many times the arithmetic,
 and always the same kernels on the same shapes, so that they can be recorded once and launched
 together (``captured``). Bit for bit the same views.
 

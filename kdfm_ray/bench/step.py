@@ -62,7 +62,10 @@ class StepBench:
     norm: Annotated[Literal["batch", "group"], tyro.conf.arg(help="as in model.norm")] = "batch"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Annotated[
+        Literal["auto", "on", "off"],
+        tyro.conf.arg(help="as in train.compile; auto: off, as in runs that are not of hours"),
+    ] = "auto"
     device: Annotated[
         Literal["auto", "cpu", "gpu"], tyro.conf.arg(help="auto: the GPU where there is one")
     ] = "auto"
